@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format model demo demo-seeds lock
+
+PYTHON := $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+RECIPE := configs/recipes/smollm2_cpu.yaml
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: ## make .venv from the lock, once
+	@test -n "$(PYTHON)" || { echo "FAILED: no Python 3.11 on the PATH. Install it with its headers: apt-get install python3.11 python3.11-venv python3.11-dev"; exit 1; }
+	@$(PYTHON) -m requirements.install
+
+test: setup ## run all tests
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: setup ## check format, lint, types and the floors
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+format: setup ## format the code and sort its imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+model: setup ## fetch the demo's model and text, once
+	@$(BIN)/python -m requirements.model
+
+demo: model ## align SmolLM2-135M on this machine, from prompts to a judged policy
+	@$(BIN)/tenfold run $(RECIPE)
+
+demo-seeds: model ## the demo with three seeds, judged on 100 held-out prompts
+	@for seed in 0 1 2; do \
+		$(BIN)/tenfold run $(RECIPE) name=smollm2-seed-$$seed seed=$$seed evaluate.num_prompts=100 || exit $$?; \
+	done
+
+lock: setup ## resolve both locks again from pyproject.toml
+	@$(BIN)/python -m requirements.lock

@@ -1,0 +1,1 @@
+"""How much: the schema of a recipe, and the recipes."""
