@@ -1,0 +1,74 @@
+"""What a recipe may not say."""
+
+import pytest
+from pydantic import ValidationError
+
+from configs.schema import Recipe
+
+BASE = {"name": "a", "model": {"path": "m"}, "data": {"prompts": "p.jsonl"}, "rules": [{"name": "short"}]}
+
+
+def refusal(**sections: object) -> str:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(BASE | sections)
+    return str(caught.value)
+
+
+def test_a_recipe_needs_a_name_a_model_and_prompts_only():
+    recipe = Recipe.model_validate(BASE)
+    assert recipe.sampling.n == 10
+    assert recipe.stages == ("sample", "rank", "reward", "ppo", "evaluate")
+
+
+def test_a_recipe_is_frozen():
+    recipe = Recipe.model_validate(BASE)
+    with pytest.raises(ValidationError):
+        recipe.seed = 1  # type: ignore[misc]
+
+
+def test_an_unknown_key_is_refused():
+    assert "Extra inputs" in refusal(sead=1)
+    assert "Extra inputs" in refusal(ppo={"kl": {"betta": 1}})
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}])
+def test_a_cut_distribution_is_refused_with_the_reason(sampling: dict[str, float]):
+    assert "ratio" in refusal(sampling=sampling)
+
+
+def test_group_advantages_with_kl_in_the_reward_are_refused():
+    assert "ppo.kl.where=loss" in refusal(ppo={"advantage": "group"})
+    Recipe.model_validate(BASE | {"ppo": {"advantage": "group", "kl": {"where": "loss"}}})
+    Recipe.model_validate(BASE | {"ppo": {"advantage": "group", "kl": {"beta": 0}}})
+
+
+def test_a_critic_warmup_without_critic_or_without_end_is_refused():
+    group = {"advantage": "group", "kl": {"where": "loss"}, "critic_warmup_steps": 1}
+    assert "no critic" in refusal(ppo=group)
+    assert "leaves no step" in refusal(ppo={"num_steps": 3, "critic_warmup_steps": 3})
+
+
+def test_rules_that_are_asked_for_must_be_listed():
+    assert "lists no rules" in refusal(rules=[])
+    only_ppo = {"stages": ["ppo"], "ppo": {"score": "reward"}, "rules": []}
+    Recipe.model_validate(BASE | only_ppo)
+    assert "ppo.score" in refusal(**(only_ppo | {"ppo": {"score": {"reward": 1, "rules": 0.5}}}))
+
+
+def test_zero_3_on_a_shared_base_is_refused():
+    assert "ZeRO 0 to 2" in refusal(learner={"zero_stage": 3})
+    Recipe.model_validate(BASE | {"learner": {"zero_stage": 3}, "cluster": {"placement": "separate"}})
+
+
+def test_training_on_more_answers_than_there_are_is_refused():
+    assert "6 + 5 of sampling.n=10" in refusal(ppo={"train_on": {"best": 6, "worst": 5}})
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden"])
+def test_a_name_that_is_no_folder_name_is_refused(name: str):
+    assert "name" in refusal(name=name)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(weight: float):
+    assert "finite" in refusal(rules=[{"name": "short", "weight": weight}])
