@@ -1,0 +1,78 @@
+"""Checkpoints: each a folder of safetensors and JSON, with a manifest of checksums that is written last."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rlhf.disk import TMP, Tensors, damage, disk_errors, read_tensors, tidy, to_json, write_folder
+from rlhf.errors import StoreError
+from rlhf.records import RoleState
+
+Checkpoint = tuple[int, dict[str, RoleState], dict[str, object]]
+
+
+class Checkpoints:
+    """The checkpoints in one folder, `step-N` each."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self._folder, self._warn = folder, warn
+        tidy(folder)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first."""
+        names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+    def save(self, step: int, states: Mapping[str, RoleState], values: Mapping[str, object]) -> None:
+        """Writes the checkpoint of a step, whole or not at all. Raises StoreError; what was there before stays."""
+        files: dict[str, bytes | Tensors] = {f"{role}.safetensors": state.tensors for role, state in states.items()}
+        plain = {"values": dict(values), "roles": {role: dict(state.values) for role, state in states.items()}}
+        write_folder(self._path(step), {**files, "values.json": to_json(plain)}, step=step)
+
+    def load(self) -> Checkpoint | None:
+        """(step, states, values) of the newest whole checkpoint; None where there is none.
+
+        A torn or altered one is moved aside (`step-N.damaged`) and the one before is used, which is said. Raises
+        StoreError for one that a newer Tenfold wrote.
+        """
+        for step in reversed(self.steps):
+            path = self._path(step)
+            problem = damage(path)
+            if problem is None:
+                return self._read(step)
+            aside = path.with_name(f"{path.name}.damaged")
+            self._warn(f"The checkpoint {path} is damaged ({problem}): it is now {aside.name}; the one before is used.")
+            with disk_errors(aside, "written"):
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+        return None
+
+    def prune(self, keep: int) -> None:
+        """Deletes all but the newest `keep`."""
+        assert keep > 0
+        for step in self.steps[:-keep]:
+            path = self._path(step)
+            gone = path.with_name(f"{TMP}{path.name}")  # so that a half-deleted one never looks like a damaged one
+            with disk_errors(path, "deleted"):
+                path.rename(gone)
+                shutil.rmtree(gone)
+
+    def _read(self, step: int) -> Checkpoint:
+        path = self._path(step)
+        try:
+            plain = json.loads((path / "values.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read: {error}.", remedy="Restore it from a copy.") from error
+        states = {
+            role: RoleState(read_tensors(path / f"{role}.safetensors"), values)
+            for role, values in plain["roles"].items()
+        }
+        return step, states, plain["values"]
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step}"

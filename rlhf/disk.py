@@ -1,0 +1,201 @@
+"""Files and folders that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import numbers
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rlhf.errors import StoreError
+
+Tensors = Mapping[str, torch.Tensor]
+TMP, OLD = ".tmp-", ".old-"
+MANIFEST, FORMAT = "manifest.json", 1
+
+
+@contextmanager
+def disk_errors(path: Path, doing: str) -> Iterator[None]:
+    """A block in which an error of the disk becomes a StoreError with path and remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        text = str(error).lower()
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "no space" in text or "too large" in text:
+            remedy = (
+                "Free some disk space, or set `runs` to a folder on another disk, and start again: "
+                "what was committed is kept."
+            )
+        elif code in (errno.EACCES, errno.EPERM, errno.EROFS) or "permission" in text or "read-only" in text:
+            remedy = "Set `runs` to a folder that you may write to."
+        else:
+            remedy = "Set `runs` to another folder, or mend this one."
+        raise StoreError(f"{path} cannot be {doing}: {error}.", remedy=remedy) from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replaces one file: afterwards it holds the old bytes or the new ones, whatever happens in between."""
+    temporary = path.with_name(f"{TMP}{path.name}")
+    with disk_errors(path, "written"):
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+def write_folder(path: Path, files: Mapping[str, bytes | Tensors], **about: object) -> None:
+    """Replaces one folder with these files: bytes as they are, tensors as safetensors; manifest.json comes last.
+
+    When the process dies in between, `tidy` of the parent brings back the old folder or keeps the new one.
+    """
+    temporary, old = path.with_name(f"{TMP}{path.name}"), path.with_name(f"{OLD}{path.name}")
+    with disk_errors(path, "written"):
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            for name, content in files.items():
+                if isinstance(content, bytes):
+                    (temporary / name).write_bytes(content)
+                else:
+                    save_file(_separate(content), temporary / name, metadata={"format": "pt"})
+                _sync_file(temporary / name)
+            sums = {
+                name: {"sha256": file_hash(temporary / name), "bytes": (temporary / name).stat().st_size}
+                for name in files
+            }
+            (temporary / MANIFEST).write_bytes(to_json({"format": FORMAT, **about, "files": sums}))
+            _sync_file(temporary / MANIFEST)
+            sync_folder(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        sync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a folder that `write_folder` wrote; None if every byte is as it was.
+
+    Raises StoreError for a folder that a newer Tenfold wrote.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files, version = dict(manifest["files"]), int(manifest["format"])
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is not readable: {error}"
+    check_format(path / MANIFEST, version)
+    with disk_errors(path, "read"):
+        for name, wanted in files.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != wanted["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {wanted['bytes']}"
+            if file_hash(file) != wanted["sha256"]:
+                return f"{name} was altered: its checksum differs"
+    return None
+
+
+def check_format(path: Path, version: int) -> None:
+    """Raises StoreError for a format that only a newer Tenfold can read."""
+    if version > FORMAT:
+        raise StoreError(
+            f"{path} has format {version}.",
+            limit=f"This Tenfold reads formats up to {FORMAT}.",
+            remedy="Update Tenfold.",
+        )
+
+
+def tidy(parent: Path) -> None:
+    """Ends what a dead process left half done: half-written things go, a folder moved aside comes back."""
+    if not parent.is_dir():
+        return
+    with disk_errors(parent, "tidied"):
+        for path in sorted(parent.iterdir()):
+            if path.name.startswith(OLD) and not (home := path.with_name(path.name.removeprefix(OLD))).exists():
+                path.rename(home)
+            elif path.name.startswith((TMP, OLD)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, in memory of their own."""
+    with disk_errors(path, "read"):
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def to_json(value: object) -> bytes:
+    """Readable JSON. Floats come back exactly; tuples and sets come back as lists; keys must be texts."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """The value with plain numbers, those that are not finite as None, all the way down: what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder last."""
+    _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _separate(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors on CPU, each with storage of its own: safetensors refuses shared memory."""
+    separate: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, set | frozenset):
+        return sorted(str(item) for item in value)
+    raise TypeError(f"a {type(value).__name__} cannot be kept in JSON: {value!r}")

@@ -1,0 +1,110 @@
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.errors import ScoreError, StoreError, SyncError
+from rlhf.stages import ppo, rank, reward, sample
+from rlhf.stages.context import Context
+from tests.rlhf.stages.conftest import MakeContext
+
+
+def metrics_of(context: Context) -> list[dict[str, Any]]:
+    """All rows of the loop without what the clock says."""
+    rows = context.store.metrics("ppo")
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+def test_the_score_rises(make_context: MakeContext) -> None:
+    context = make_context(ppo={"num_steps": 12})
+    results = ppo.run(context)
+    assert results["last"]["objective/scores"] > results["first"]["objective/scores"] + 0.2  # type: ignore[index]
+    assert context.store.load_role("policy") is not None
+
+
+def test_three_steps_and_a_resume_and_three_steps_are_six_steps(make_context: MakeContext) -> None:
+    whole = make_context("whole")
+    ppo.run(whole)
+    rows, policy = metrics_of(whole), whole.team.policy.logits.detach()  # type: ignore[attr-defined]
+
+    halted = make_context("halted")
+    update, calls = halted.team.policy.update, []
+
+    def stops_at_the_fourth(rollout):  # type: ignore[no-untyped-def]
+        calls.append(rollout)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return update(rollout)
+
+    halted.team.policy.update = stops_at_the_fourth  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(halted)
+    resumed = make_context("halted")
+    ppo.run(resumed)
+    assert "going on from the checkpoint of step 3" in resumed.console.said[0]  # type: ignore[attr-defined]
+    assert metrics_of(resumed) == rows
+    assert torch.equal(resumed.team.policy.logits.detach(), policy)  # type: ignore[attr-defined]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_group_advantages_start_no_critic(make_context: MakeContext) -> None:
+    context = make_context(ppo={"advantage": "group", "kl": {"where": "loss"}})
+    del context.team.critic  # type: ignore[attr-defined]
+    results = ppo.run(context)
+    assert results["num_steps"] == 6
+    assert context.team.policy.rollouts[0].old_logprobs is None  # type: ignore[attr-defined]
+
+
+def test_the_critic_warms_up_alone(make_context: MakeContext) -> None:
+    context = make_context(ppo={"critic_warmup_steps": 2})
+    ppo.run(context)
+    assert [rollout.step for rollout in context.team.policy.rollouts] == [2, 3, 4, 5]  # type: ignore[attr-defined]
+    assert len([row for row in metrics_of(context) if "loss/value_avg" in row]) == 6
+
+
+def test_without_a_reward_model_there_is_a_way_out(make_context: MakeContext) -> None:
+    with pytest.raises(StoreError, match="reward"):
+        ppo.run(make_context(ppo={"score": "reward"}))
+
+
+def test_the_critic_can_start_from_the_reward_model(make_context: MakeContext) -> None:
+    context = make_context(ppo={"score": "reward", "value_init": "reward"})
+    sample.run(context)
+    rank.run(context)
+    reward.run(context)
+    weight = context.team.reward.weight  # type: ignore[attr-defined]
+    started: list[float] = []
+    update = context.team.critic.update
+
+    def spy(rollout):  # type: ignore[no-untyped-def]
+        started.append(float(rollout.values[0, 0]))
+        return update(rollout)
+
+    context.team.critic.update = spy  # type: ignore[method-assign]
+    ppo.run(context)
+    assert started[0] == weight
+
+
+def test_an_answer_of_another_version_stops_the_run(make_context: MakeContext) -> None:
+    context = make_context()
+    context.team.generator.load_adapter = lambda adapter: {}  # type: ignore[method-assign]
+    with pytest.raises(SyncError):
+        ppo.run(context)
+
+
+def test_a_rule_that_raises_stops_or_drops_the_group_as_the_recipe_says(make_context: MakeContext) -> None:
+    rule = [{"name": "tests.rlhf.stages.scores.breaks_on_p1"}]
+    with pytest.raises(ScoreError, match="cannot read this"):
+        ppo.run(make_context("stop", rules=rule, ppo={"num_prompts": 12}))
+    dropping = make_context("drop", rules=rule, on_bad_score="drop", ppo={"num_prompts": 12})
+    ppo.run(dropping)
+    assert [row["completions/dropped_groups"] for row in metrics_of(dropping)] == [1.0] * 6
+
+
+def test_the_completions_table_shows_the_best_answer_first(make_context: MakeContext) -> None:
+    context = make_context()
+    ppo.run(context)
+    stage, step, name, rows = context.tracker.tables[0]  # type: ignore[attr-defined]
+    assert (stage, step, name, len(rows)) == ("ppo", 1, "completions", 20)
+    scores = [row[ppo.COLUMNS.index("score")] for row in rows[:10]]
+    assert scores == sorted(scores, reverse=True)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from rlhf.errors import DataError
+from rlhf.records import Ranking
+from rlhf.stages import rank, reward, sample
+from tests.fakes import answer, group
+from tests.rlhf.stages.conftest import MakeContext
+
+
+def test_the_reward_model_learns_the_rankings_and_is_stored(make_context: MakeContext) -> None:
+    context = make_context()
+    sample.run(context)
+    rank.run(context)
+    results = reward.run(context)
+    assert results["accuracy"] == 1.0 and results["tau"] == pytest.approx(1.0)
+    saved = context.store.load_role("reward")
+    assert saved is not None and saved.values["gain"] == results["gain"]
+
+
+def test_scores_have_mean_0_and_std_1_on_the_starting_answers(make_context: MakeContext) -> None:
+    context = make_context(reward={"held_out": 0.0})
+    sample.run(context)
+    rank.run(context)
+    reward.run(context)
+    scores = context.team.reward.scores(context.store.groups("sample", 0))
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(scores.std(unbiased=False)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_group_stays_on_its_side_of_the_split_when_others_come() -> None:
+    pairs = [(group(f"g{i}", answer(1), answer(2)), Ranking(f"g{i}", ((0,), (1,)), "rules")) for i in range(40)]
+    train, held_out = reward.split(pairs, 0.25, seed=3)
+    assert len(held_out) == 10 and len(train) == 30
+    few = {ranking.prompt_id for _, ranking in reward.split(pairs[:20], 0.25, seed=3)[1]}
+    assert few & {ranking.prompt_id for _, ranking in held_out}
+
+
+def test_groups_that_are_one_big_tie_are_no_lesson(make_context: MakeContext) -> None:
+    context = make_context(rank={"tie_margin": 2.0})
+    sample.run(context)
+    assert rank.run(context)["num_tied_groups"] == 8
+    with pytest.raises(DataError, match="more than one tier"):
+        reward.run(context)
+
+
+def test_an_epoch_holds_every_group_once(make_context: MakeContext) -> None:
+    context = make_context(reward={"epochs": 2, "groups_per_batch": 3, "held_out": 0.25})
+    sample.run(context)
+    rank.run(context)
+    seen: list[str] = []
+    fit = context.team.reward.fit
+
+    def spy(groups, rankings):  # type: ignore[no-untyped-def]
+        seen.extend(g.prompt.id for g in groups)
+        return fit(groups, rankings)
+
+    context.team.reward.fit = spy  # type: ignore[method-assign]
+    reward.run(context)
+    half = len(seen) // 2
+    assert half >= 4 and sorted(seen[:half]) == sorted(seen[half:]) and len(set(seen)) == half
+    assert torch.isfinite(context.team.reward.scores(context.store.groups("sample", 0))).all()

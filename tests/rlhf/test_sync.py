@@ -1,0 +1,92 @@
+"""The adapter reaches the engine, or the run stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from rlhf.errors import SyncError
+from rlhf.records import Adapter
+from rlhf.sync import check_versions, sync
+from tests.fakes import TableGenerator, TablePolicy, TableReference, answer, group
+
+LOGITS = torch.tensor([0.0, 2.0, -1.0, 1.0, 0.5, -2.0, 0.0, 1.5])
+
+
+class SkippingGenerator(TableGenerator):
+    """Says that it loaded the adapter, and does not."""
+
+    def load_adapter(self, adapter: Adapter) -> dict[str, float]:
+        return {}
+
+
+class NoisyGenerator(TableGenerator):
+    """An engine whose arithmetic differs from the trainer's by `noise` nats; it may ignore the adapter."""
+
+    def __init__(self, noise: float, ignores: bool = False) -> None:
+        super().__init__()
+        self.noise, self.ignores = noise, ignores
+
+    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
+        exact = super().canary_logprobs(token_ids, with_adapter and not self.ignores)
+        return [value + self.noise * (-1) ** index for index, value in enumerate(exact)]
+
+
+def moved_policy(scale: float = 1.0) -> TablePolicy:
+    policy = TablePolicy()
+    with torch.no_grad():
+        policy.logits.copy_(LOGITS * scale)
+    policy.version = 3
+    return policy
+
+
+def test_a_sync_hands_the_adapter_over_and_measures_the_canary() -> None:
+    generator = TableGenerator()
+    metrics = sync(moved_policy(), generator, TableReference(), canary=(0, 1, 2))
+    assert generator.version == 3
+    assert metrics["sync/canary_gap"] == pytest.approx(0.0, abs=1e-6)
+    # By hand: without the adapter every token has log(1/8); with it, its logit less log Σ exp(logits).
+    total = math.log(sum(math.exp(logit) for logit in LOGITS.tolist()))
+    gap = (abs(2.0 - total + math.log(8)) + abs(-1.0 - total + math.log(8))) / 2
+    assert metrics["sync/canary_gap_without"] == pytest.approx(gap, rel=1e-5)
+    assert metrics["sync/canary_checked"] == 1.0
+
+
+@pytest.mark.parametrize("reference", [TableReference(), None])
+def test_a_sync_that_is_silently_skipped_is_caught(reference: TableReference | None) -> None:
+    with pytest.raises(SyncError, match="does not use the adapter of version 3"):
+        sync(moved_policy(), SkippingGenerator(), reference)
+
+
+def test_an_adapter_that_changes_nothing_yet_proves_nothing_and_passes() -> None:
+    metrics = sync(TablePolicy(), SkippingGenerator(), TableReference())
+    assert metrics["sync/canary_checked"] == 0.0
+
+
+def test_an_effect_below_the_noise_is_not_judged() -> None:
+    metrics = sync(moved_policy(0.001), NoisyGenerator(noise=0.05, ignores=True), TableReference())
+    assert metrics["sync/canary_checked"] == 0.0
+
+
+def test_an_effect_above_the_noise_is_judged() -> None:
+    assert sync(moved_policy(), NoisyGenerator(noise=0.05), TableReference())["sync/canary_checked"] == 1.0
+    with pytest.raises(SyncError, match="nearer"):
+        sync(moved_policy(), NoisyGenerator(noise=0.05, ignores=True), TableReference())
+
+
+def test_logprobs_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(SyncError, match="nan"):
+        sync(moved_policy(), NoisyGenerator(noise=math.nan), TableReference())
+
+
+def test_answers_of_the_expected_version_pass() -> None:
+    check_versions([group("a", answer(1, version=2), answer(2, version=2))], 2)
+
+
+def test_an_answer_of_another_version_stops_the_run_and_is_named() -> None:
+    groups = [group("a", answer(1, version=2)), group("b", answer(1, version=2), answer(2, version=1))]
+    with pytest.raises(SyncError, match=r"prompt b was written by adapter version 1\. The policy is at version 2"):
+        check_versions(groups, 2)
