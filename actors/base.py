@@ -1,0 +1,251 @@
+"""The frozen decoder that a worker's roles stand on: loaded once, with LoRA adapters attached and switched."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+
+# peft imports DeepSpeed, which otherwise warns on every start that it found no accelerator.
+if not torch.cuda.is_available():
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from configs.schema import LoraConfig, ModelConfig
+from rlhf.errors import ModelError
+from rlhf.rows import MicroBatch
+
+T = TypeVar("T")
+Parameters = dict[str, nn.Parameter]
+
+
+class Head(nn.Linear):
+    """A scalar head, kept outside the decoder so that adapters travel without it."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[…, 1] in the head's own dtype (float32), whatever the decoder's is."""
+        return super().forward(hidden.to(self.weight.dtype))
+
+
+class Base:
+    """One frozen decoder and the adapters on it; several roles may stand on the same one.
+
+    Always in evaluation mode with dropout off, so that two passes over the same tokens agree. Not thread-safe: one
+    adapter is active at a time.
+
+    Raises ModelError for a folder that is missing or does not load, and for LoRA targets that the model lacks.
+    """
+
+    def __init__(
+        self, config: ModelConfig, lora: LoraConfig, *, seed: int, device: torch.device | str | None = None
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.seed = seed
+        self._lora = lora
+        self.model: Any = _load(config).to(self.device)
+        self.hidden_size: int = self.model.config.hidden_size
+        self._targets = _targets(self.model, lora)
+        self._peft: PeftModel | None = None
+        self._active: str | None = None
+        self._adapters: dict[str, Parameters] = {}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters, in the order in which they were attached."""
+        return tuple(self._adapters)
+
+    def attach(self, name: str) -> None:
+        """Attaches a fresh adapter that changes nothing yet (its B matrices are zero) and can be trained.
+
+        Its A matrices depend on the seed and the name only, so that all ranks and repeats agree.
+        """
+        assert name not in self._adapters, f"the adapter {name!r} is attached already"
+        config = _peft_config(self._lora, self._targets)
+        with _seeded(self.seed, name):
+            if self._peft is None:
+                peft = get_peft_model(self.model, config, adapter_name=name)
+                assert isinstance(peft, PeftModel)
+                self._peft = peft
+            else:
+                self._peft.add_adapter(name, config)
+        self._adapters[name] = {
+            key.replace(f".{name}.", "."): parameter
+            for key, parameter in self._peft.named_parameters()
+            if f".{name}." in key and "lora_" in key
+        }
+        for parameter in self._adapters[name].values():
+            parameter.data = parameter.data.float()
+        self._peft.eval()
+        self._switch(self._active)
+
+    def parameters(self, name: str) -> Parameters:
+        """The adapter's parameters, float32, by PEFT's names as in adapter_model.safetensors."""
+        return dict(self._adapters[name])
+
+    def adapter_config(self, name: str) -> dict[str, Any]:
+        """PEFT's adapter_config.json for this adapter: only what JSON can hold, in a fixed order."""
+        assert self._peft is not None
+        return {key: _jsonable(value) for key, value in sorted(self._peft.peft_config[name].to_dict().items())}
+
+    @contextmanager
+    def training(self, adapter: str, *, checkpointing: bool) -> Iterator[None]:
+        """The adapter on, for passes with a backward; activations are computed again there where `checkpointing`."""
+        # transformers checkpoints in training mode only, which changes nothing else: there is no dropout.
+        self.model.train(checkpointing)
+        try:
+            with self.use(adapter):
+                yield
+        finally:
+            self.model.eval()
+
+    @contextmanager
+    def use(self, adapter: str | None) -> Iterator[Any]:
+        """The decoder with this adapter active (None: adapters off, the base as it was loaded).
+
+        Keep a backward pass inside, too: gradient checkpointing computes the forward pass again.
+        """
+        before = self._active
+        self._switch(adapter)
+        try:
+            yield self.model
+        finally:
+            self._switch(before)
+
+    def run(
+        self, adapter: str | None, micro_batches: Sequence[MicroBatch], forward: Callable[[MicroBatch], T]
+    ) -> list[T]:
+        """What `forward` gives for each micro-batch (moved to the device), with this adapter and without gradients."""
+        with torch.no_grad(), self.use(adapter):
+            return [forward(micro_batch.to(self.device)) for micro_batch in micro_batches]
+
+    def reward_head(self, name: str) -> Head:
+        """A scalar head [H] -> [1], float32, no bias, normal with standard deviation 1/√(H+1).
+
+        As in "Learning to summarize from human feedback" (Stiennon et al. 2020, arXiv:2009.01325, appendix B.1).
+        """
+        head = Head(self.hidden_size, 1, bias=False, dtype=torch.float32)
+        with torch.no_grad(), _seeded(self.seed, f"{name}.head"):
+            head.weight.normal_(0.0, 1.0 / math.sqrt(self.hidden_size + 1))
+        return head.to(self.device)
+
+    def value_head(self) -> Head:
+        """A scalar head [H] -> [1], float32, all zero; its bias takes the reward model's when it starts from that."""
+        head = Head(self.hidden_size, 1, dtype=torch.float32)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head.to(self.device)
+
+    def enable_checkpointing(self) -> None:
+        """Makes training passes compute activations again in backward instead of keeping them."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def _switch(self, adapter: str | None) -> None:
+        if self._peft is None:
+            assert adapter is None, f"no adapter {adapter!r} is attached"
+            return
+        tuner: Any = self._peft.base_model
+        if adapter is None:
+            tuner.disable_adapter_layers()
+        else:
+            tuner.enable_adapter_layers()
+            self._peft.set_adapter(adapter)
+        self._active = adapter
+        # peft leaves only the active adapter trainable, and another role's gradients would be lost without a word.
+        for parameters in self._adapters.values():
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+
+
+def _load(config: ModelConfig) -> nn.Module:
+    folder = Path(config.path)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.path={config.path}: {'there is no config.json in it' if folder.is_dir() else 'no such folder'}.",
+            limit="A base is a folder in Hugging Face layout.",
+            remedy="Make one with `tenfold import-model SOURCE DEST`.",
+        )
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        settings = AutoConfig.from_pretrained(folder)
+        _without_dropout(settings)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=settings, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"model.path={config.path}: it does not load ({error}).",
+            limit="A base is a decoder-only model that transformers can load.",
+            remedy="Import it again with `tenfold import-model`.",
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.requires_grad_(False).eval()
+
+
+def _without_dropout(settings: PretrainedConfig) -> None:
+    for key, value in list(vars(settings).items()):
+        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+            setattr(settings, key, 0.0)
+
+
+def _targets(model: Any, lora: LoraConfig) -> list[str]:
+    """Names of the layers that get LoRA: the last part of the module's name, the output layer never among "all"."""
+    output = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]: module is output
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    if lora.targets == "all-linear":
+        return sorted(name for name, is_output in linear.items() if not is_output)
+    for target in lora.targets:
+        if target not in linear:
+            near = difflib.get_close_matches(target, sorted(linear), n=2)
+            raise ModelError(
+                f"lora.targets: the model has no linear layer {target!r}.",
+                limit=f"It has {', '.join(sorted(linear))}.",
+                remedy=f"Did you mean {' or '.join(near)}?" if near else "Choose among these, or all-linear.",
+            )
+    return sorted(lora.targets)
+
+
+def _peft_config(lora: LoraConfig, targets: list[str]) -> PeftLoraConfig:
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - a fraction is allowed, peft says int
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+@contextmanager
+def _seeded(seed: int, name: str) -> Iterator[None]:
+    digest = hashlib.sha256(f"{seed}|{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value.value if hasattr(value, "value") else value

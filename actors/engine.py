@@ -1,0 +1,91 @@
+"""A DeepSpeed engine over a few parameters, on a process group that exists already."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed
+from deepspeed.utils import logger
+from torch import nn
+
+from configs.schema import OptimizerConfig
+
+T = TypeVar("T")
+
+SPREAD_WEIGHTS = 3  # the ZeRO stage that spreads the base itself over the ranks
+
+
+class _Trained(nn.Module):
+    """What DeepSpeed sees: the trained parameters alone, or the modules that it spreads over the ranks.
+
+    Its forward pass is whatever is handed in, so that DeepSpeed's hooks fire around it. The base is left out where it
+    can be, else one role's engine would clip by, reset and broadcast what belongs to the base and to other roles.
+    """
+
+    def __init__(self, trained: Sequence[nn.Parameter], spread: Sequence[nn.Module | None]) -> None:
+        super().__init__()
+        if spread:
+            self.spread = nn.ModuleList(module for module in spread if module is not None)
+        else:
+            self.trained = nn.ParameterList(trained)
+
+    def forward(self, body: Callable[[], T]) -> T:
+        return body()
+
+
+def attach(rank: int, world_size: int) -> None:
+    """Makes DeepSpeed use the process group that exists, quietly."""
+    assert torch.distributed.is_initialized(), "the worker makes the process group before it makes a learner"
+    group = (torch.distributed.get_rank(), torch.distributed.get_world_size())
+    assert group == (rank, world_size), f"the process group is {group}, the learner was told {(rank, world_size)}"
+    logger.setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        # Else DeepSpeed compiles, for half a minute, collectives that only its inference uses.
+        deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
+    os.environ.setdefault("LOCAL_RANK", "0")  # Ray shows each worker its own GPU only
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
+
+
+def make_engine(
+    trained: Sequence[nn.Parameter], spread: Sequence[nn.Module | None], optimizer: OptimizerConfig, zero_stage: int
+) -> Any:
+    """The engine with torch's AdamW over `trained`, called as `engine(body)` around each forward pass.
+
+    Args:
+        trained: parameters, float32.
+        spread: modules whose parameters ZeRO 3 spreads; empty for the stages below.
+        optimizer: rate, betas, clipping.
+        zero_stage: 0 to 3.
+    """
+    adamw = torch.optim.AdamW(
+        trained, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+    )
+    bucket_size = 2 * sum(parameter.numel() for parameter in trained)  # DeepSpeed wants an even number
+    bfloat16 = any(p.dtype == torch.bfloat16 for module in spread if module is not None for p in module.parameters())
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the learner marks the last micro-batch itself
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": bfloat16},
+        # The defaults of the buckets are for whole models: 2 GB for each role.
+        "zero_optimization": {
+            "stage": zero_stage,
+            "reduce_bucket_size": bucket_size,
+            "allgather_bucket_size": bucket_size,
+        },
+    }
+    engine, *_ = deepspeed.initialize(
+        model=_Trained(trained, spread),
+        optimizer=adamw,
+        model_parameters=trained,  # pyright: ignore[reportArgumentType] - any iterable of parameters will do
+        dist_init_required=False,
+        config=config,
+    )
+    return engine

@@ -1,0 +1,280 @@
+"""The one trainer: a DeepSpeed engine over one adapter (and head) on a base, the same for every role and stage."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import nn
+
+from actors.base import Base
+from actors.engine import SPREAD_WEIGHTS, attach, make_engine
+from configs.schema import LearnerConfig, OptimizerConfig
+from rlhf.errors import ModelError, StoreError
+from rlhf.forward import CHUNK, token_logprobs, token_values
+from rlhf.records import Answer, AnswerGroup, Prompt, RoleState
+from rlhf.rows import MicroBatch, make_micro_batches
+
+T = TypeVar("T")
+Loss = Callable[[MicroBatch], tuple[torch.Tensor, dict[str, float]]]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Learner:
+    """An optimizer over one adapter and its head, on a process group that exists already.
+
+    Collective: every rank of the group makes the same calls in the same order. A base that several roles share takes
+    ZeRO 0 to 2; ZeRO 3 spreads the base itself and needs it alone.
+
+    Args:
+        base: the decoder, with `adapter` attached.
+        adapter: its name.
+        head: scalar head that is trained along, or None.
+        optimizer: rates and clipping.
+        learner: ZeRO stage and gradient checkpointing.
+        rank: of this worker, 0 .. world_size - 1.
+        world_size: workers of the group.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        adapter: str,
+        head: nn.Module | None,
+        optimizer: OptimizerConfig,
+        learner: LearnerConfig,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        attach(rank, world_size)
+        self.updates = 0
+        self._base, self._adapter, self._optimizer = base, adapter, optimizer
+        self._head, self._world_size = head, world_size
+        self._smallest = _one_token()
+        self._spread = learner.zero_stage == SPREAD_WEIGHTS
+        if learner.gradient_checkpointing:
+            base.enable_checkpointing()
+        self._checkpointing = learner.gradient_checkpointing
+        self._parameters: dict[str, nn.Parameter] = base.parameters(adapter)
+        if head is not None:
+            self._parameters |= {f"head.{name}": parameter for name, parameter in head.named_parameters()}
+        spread = [base.model, head] if self._spread else []
+        self._engine: Any = make_engine(list(self._parameters.values()), spread, optimizer, learner.zero_stage)
+
+    @property
+    def chunk(self) -> int:
+        """For `token_logprobs`: where the output layer is spread, all ranks must gather it equally often."""
+        return sys.maxsize if self._spread else CHUNK
+
+    @property
+    def lr(self) -> float:
+        """The rate of the next update: it rises linearly over the warm-up and stays."""
+        warmup = self._optimizer.warmup_steps
+        return self._optimizer.lr * min(1.0, (self.updates + 1) / (warmup + 1))
+
+    def step(self, micro_batches: Sequence[MicroBatch | None], loss: Loss, global_count: float) -> dict[str, float]:
+        """Metrics of one update: sums over all ranks of what `loss` reported; `grad_norm`, before clipping; `lr`.
+
+        The update is that of (sum of the losses of all micro-batches on all ranks) / global_count, however they are
+        split. A reported name that ends in `_max` is a maximum, not a sum.
+
+        Args:
+            micro_batches: this rank's; None pads a rank that has fewer than the others (see `pad`).
+            loss: the sum over a micro-batch's tokens, and what to report of it.
+            global_count: tokens (or groups) over all ranks.
+
+        Raises ModelError on every rank, without an update, where the gradient is not finite.
+        """
+        assert micro_batches and global_count > 0, "an update needs a micro-batch and something to divide by"
+        scale = self._world_size / global_count  # DeepSpeed averages over ranks
+        reported: dict[str, float] = {}
+        with self._base.training(self._adapter, checkpointing=self._checkpointing):
+            for number, micro_batch in enumerate(micro_batches, start=1):
+                self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+                self._engine.backward(self._scaled(micro_batch, loss, scale, reported), scale_wrt_gas=False)
+            norm = self._apply(self.lr)
+        metrics = self.combine(reported) | {"grad_norm": norm, "lr": self.lr}
+        self.updates += 1
+        return metrics
+
+    def run(self, micro_batches: Sequence[MicroBatch], forward: Callable[[MicroBatch], T]) -> list[T]:
+        """What `forward` gives for each of this rank's micro-batches, with the adapter on and without gradients."""
+        if not self._spread:
+            return self._base.run(self._adapter, micro_batches, forward)
+        # Where the base is spread over the ranks, a rank without work must still take part in gathering it.
+        padded = [micro_batch or self._smallest for micro_batch in self.pad(micro_batches)]
+        results = self._base.run(self._adapter, padded, lambda inside: self._engine.module(lambda: forward(inside)))
+        return results[: len(micro_batches)]
+
+    def pad(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch | None]:
+        """The micro-batches, padded with None so that every rank has as many as the fullest one."""
+        most = int(self.combine({"num_max": float(len(micro_batches))})["num_max"])
+        return [*micro_batches, *[None] * (most - len(micro_batches))]
+
+    def combine(self, reported: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all ranks (maxima of names that end in `_max`), the same on every rank; ranks may lack names."""
+        if self._world_size == 1:
+            return dict(reported)
+        gathered: list[Mapping[str, float]] = [{}] * self._world_size
+        torch.distributed.all_gather_object(gathered, dict(reported))
+        total: dict[str, float] = {}
+        for one in gathered:
+            _add(total, one)
+        return total
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, of the same shape on every rank; on the CPU."""
+        total = tensor.to(self._base.device, copy=True)
+        torch.distributed.all_reduce(total)
+        return total.cpu()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The trained parameters by name, float32 copies on the CPU; the head's names begin with `head.`."""
+        return {name: self._read(parameter) for name, parameter in self._parameters.items()}
+
+    def state(self) -> RoleState:
+        """Everything that the next update depends on: parameters, both moments of AdamW, and the number of updates."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.tensors().items()}
+        if self.updates:
+            for moment in MOMENTS:
+                for name, parameter in self._parameters.items():
+                    tensors[f"{moment}.{name}"] = self._moment(parameter, moment)
+        return RoleState(tensors, {"updates": self.updates})
+
+    def load_state(self, state: RoleState) -> None:
+        """Takes up a state exactly, that of another number of workers or another ZeRO stage too.
+
+        Raises StoreError for a state of another model, LoRA rank or choice of layers.
+        """
+        wanted = {f"model.{name}": tuple(_shape(parameter)) for name, parameter in self._parameters.items()}
+        found = {name: tuple(t.shape) for name, t in state.tensors.items() if name.startswith("model.")}
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        if wrong:
+            name = wrong[0]
+            raise StoreError(
+                f"The saved {self._adapter} does not fit: {name} is {found.get(name)}, here it is {wanted.get(name)} "
+                f"({len(wrong)} such tensors).",
+                remedy="Resume with the same model and lora settings, or start a run under another name.",
+            )
+        self.copy_in({name.removeprefix("model."): state.tensors[name] for name in wanted})
+        updates = state.values["updates"]
+        assert isinstance(updates, int)
+        self._load_moments(state.tensors if updates else {}, updates)
+        self.updates = updates
+
+    def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrites parameters by name; moments and the number of updates stay as they are."""
+        for name, tensor in tensors.items():
+            parameter = self._parameters[name]
+            value = tensor.to(self._base.device, torch.float32)
+            if not self._spread:
+                parameter.data.copy_(value)
+            safe_set_full_fp32_param(parameter, value)
+
+    def _load_moments(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+        adamw: torch.optim.Optimizer = self._engine.basic_optimizer
+        if not adamw.state:
+            if not updates:
+                return
+            # The moments come to be, under every ZeRO stage, in an update at rate 0 that moves nothing.
+            self._engine.set_gradient_accumulation_boundary(True)
+            with self._base.use(self._adapter):
+                self._engine.backward(self._nothing(), scale_wrt_gas=False)
+                self._apply(0.0)
+        for moment in MOMENTS:
+            for name, parameter in self._parameters.items():
+                saved = tensors.get(f"{moment}.{name}")
+                value = torch.zeros(_shape(parameter)) if saved is None else saved
+                self._set_moment(parameter, moment, value.to(self._base.device))
+        for entry in adamw.state.values():
+            entry["step"].fill_(updates)
+
+    def _apply(self, lr: float) -> float:
+        """The norm of the whole gradient, once it is applied at this rate."""
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = lr
+        if self._engine.zero_optimization():
+            self._engine.step()  # it leaves out an update that is not finite
+            norm = float(self._engine.get_global_grad_norm())
+        else:
+            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(gradients))
+            self._engine.step() if math.isfinite(norm) else self._engine.zero_grad()
+        if not math.isfinite(norm):
+            raise ModelError(
+                f"The gradient of {self._adapter} at update {self.updates + 1} has the norm {norm}.",
+                limit="It must be finite; the update was not applied.",
+                remedy=f"Lower the learning rate ({self._optimizer.lr}) or look at scores and logprobs of this step.",
+            )
+        return norm
+
+    def _scaled(
+        self, micro_batch: MicroBatch | None, loss: Loss, scale: float, reported: dict[str, float]
+    ) -> torch.Tensor:
+        if micro_batch is None:
+            return self._nothing()
+        inside = micro_batch.to(self._base.device)
+
+        def body() -> torch.Tensor:
+            value, sums = loss(inside)
+            _add(reported, sums)
+            return value * scale
+
+        return self._engine(body)
+
+    def _nothing(self) -> torch.Tensor:
+        """A loss of 0 that reaches every parameter, so that hooks and ranks which wait for its gradient go on."""
+        micro_batch, model, head = self._smallest.to(self._base.device), self._base.model, self._head
+        if head is None:
+            return self._engine(lambda: token_logprobs(model, micro_batch, 1.0)[0].sum() * 0.0)
+        return self._engine(lambda: token_values(model, head, micro_batch).sum() * 0.0)
+
+    def _read(self, parameter: nn.Parameter) -> torch.Tensor:
+        value = safe_get_full_fp32_param(parameter) if self._spread else parameter
+        assert value is not None
+        return value.detach().to("cpu", torch.float32, copy=True)
+
+    def _moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
+        if self._engine.zero_optimization():
+            value = safe_get_full_optimizer_state(parameter, moment)
+            assert value is not None
+        else:
+            value = self._engine.basic_optimizer.state[parameter][moment]
+        return value.detach().to("cpu", torch.float32, copy=True)
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        if self._engine.zero_optimization():
+            safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            self._engine.basic_optimizer.state[parameter][moment].copy_(value)
+
+
+def _one_token() -> MicroBatch:
+    """A pass over one prompt token and one answer token, for a rank that has nothing to do."""
+    answer = Answer(token_ids=(0,), logprobs=(0.0,), ended="eos", version=0, text="")
+    group = AnswerGroup(Prompt(id="", messages=(), token_ids=(0,)), (answer,))
+    return make_micro_batches([group], None, rows="separate", max_tokens=2)[0]
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The whole shape, also where ZeRO 3 left only a part of the tensor here."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _add(total: dict[str, float], part: Mapping[str, float]) -> None:
+    for name, value in part.items():
+        if name.endswith("_max"):
+            total[name] = max(total.get(name, -math.inf), value)
+        else:
+            total[name] = total.get(name, 0.0) + value
