@@ -1,0 +1,213 @@
+"""The command `tenfold`. Heavy imports are inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cluster.console import StreamConsole, make_console
+
+if TYPE_CHECKING:
+    from configs.schema import Recipe, Stage
+
+app = typer.Typer(
+    name="tenfold",
+    help="Aligns a language model by reinforcement learning: ten answers per prompt, ranked, then PPO with LoRA.",
+    epilog="A recipe is a YAML file (see configs/recipes). Its keys can be set on the command line: ppo.num_steps=3",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # a local variable may hold a secret
+)
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file of the run.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and start nothing.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output; the rest on standard error.")
+]
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Run all stages of a recipe: sample, rank, reward, ppo, evaluate. What is done is skipped."""
+    _stages("run", recipe, overrides, dry_run, as_json)
+
+
+@app.command()
+def sample(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Sample ten answers per prompt from the starting model."""
+    _stages("sample", recipe, overrides, dry_run, as_json)
+
+
+@app.command()
+def rank(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Rank the ten answers of each prompt."""
+    _stages("rank", recipe, overrides, dry_run, as_json)
+
+
+@app.command()
+def reward(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Train the reward model on the rankings."""
+    _stages("reward", recipe, overrides, dry_run, as_json)
+
+
+@app.command()
+def ppo(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Train the policy with PPO, against the reward model or rules."""
+    _stages("ppo", recipe, overrides, dry_run, as_json)
+
+
+@app.command()
+def evaluate(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Compare before and after on held-out prompts."""
+    _stages("evaluate", recipe, overrides, dry_run, as_json)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of a run in ./runs.")],
+    as_json: Json = False,
+) -> None:
+    """Print the summary page of a run again."""
+    console = make_console(sys.stderr if as_json else sys.stdout)
+    _exit(console, f"tenfold show {run}", lambda: _show(console, run, as_json))
+
+
+@app.command("import-model")
+def import_model(
+    source: Annotated[str, typer.Argument(help="A GGUF file, a Hugging Face folder, or a hub name.")],
+    dest: Annotated[Path, typer.Argument(help="The folder to write, in Hugging Face layout.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Of the weights. Default: as they are stored; float32 from a GGUF file."),
+    ] = None,
+) -> None:
+    """Bring a model into the layout that every stage loads."""
+    console = make_console()
+
+    def work() -> None:
+        from rlhf.import_model import import_model as bring
+
+        bring(source, dest, console=console, dtype=dtype)
+        console.say(f"Set model.path={dest} in a recipe.")
+
+    with console:
+        _exit(console, f"tenfold import-model {source} {dest}", work)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"tenfold {version('tenfold')}")
+        except PackageNotFoundError:
+            typer.echo("tenfold, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def _stages(command: str, path: str, overrides: list[str] | None, dry_run: bool, as_json: bool) -> None:
+    console = make_console(sys.stderr if as_json else sys.stdout)
+    only: tuple[Stage, ...] | None = None if command == "run" else (command,)  # type: ignore[assignment]
+    again = " ".join(["tenfold", command, path, *(overrides or [])])
+
+    def work() -> None:
+        from configs.load import load_recipe
+
+        recipe = load_recipe(path, overrides or ())
+        if dry_run:
+            _preview(console, recipe, only, as_json)
+        else:
+            _run(console, recipe, only, as_json)
+
+    with console:
+        _exit(console, again, work)
+
+
+def _preview(console: StreamConsole, recipe: Recipe, only: tuple[Stage, ...] | None, as_json: bool) -> None:
+    from cluster.preview import page, preview
+
+    plan = preview(recipe, only)
+    if as_json:
+        _print_json(plan)
+    else:
+        console.show(page(plan))
+
+
+def _run(console: StreamConsole, recipe: Recipe, only: tuple[Stage, ...] | None, as_json: bool) -> None:
+    from cluster.run import run as run_stages
+    from rlhf.summary import page
+
+    outcome = run_stages(recipe, console, only=only)
+    if as_json:
+        _print_json(outcome.results)
+    else:
+        console.show(page(recipe.name, outcome.results, outcome.places, _next_steps(recipe, outcome.places.run)))
+
+
+def _show(console: StreamConsole, run: str, as_json: bool) -> None:
+    from cluster.preview import finished_stages
+    from cluster.run import places
+    from configs.load import load_recipe
+    from rlhf.errors import StoreError
+    from rlhf.summary import page
+
+    folder = Path(run) if (Path(run) / "manifest.json").exists() else Path("runs") / run
+    if not (folder / "manifest.json").exists():
+        known = sorted(str(path.parent) for path in Path("runs").glob("*/manifest.json"))
+        raise StoreError(
+            f"There is no run {run}.",
+            remedy=f"There are {', '.join(known)}." if known else "Give the path of a run folder.",
+        )
+    results = finished_stages(folder)
+    if as_json:
+        _print_json(results)
+    else:
+        console.show(
+            page(folder.name, results, places(folder), _next_steps(load_recipe(folder / "recipe.yaml"), str(folder)))
+        )
+
+
+def _next_steps(recipe: Recipe, folder: str) -> list[str]:
+    return [
+        f"tenfold show {folder}",
+        "    prints this page again",
+        f"vllm serve {recipe.model.path} --enable-lora --max-lora-rank {recipe.lora.rank} --lora-modules "
+        f"aligned={folder}/models/policy",
+        "    serves the policy; plain transformers with peft loads the same folder",
+        "tenfold run RECIPE name=mine data.prompts=my_prompts.jsonl",
+        "    the same on prompts of your own",
+    ]
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _exit(console: StreamConsole, again: str, work: Callable[[], None]) -> None:
+    from cluster.run import exit_code
+
+    if code := exit_code(console, again, work):
+        raise typer.Exit(code)
+
+
+def main() -> None:
+    """The entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Who lives where: a pure function from a recipe and a cluster's resources to a placement, or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from configs.schema import ClusterConfig, Recipe
+from rlhf.errors import PlacementError
+
+Role = Literal["policy", "reference", "reward", "critic", "generator"]
+ROLES: tuple[Role, ...] = get_args(Role)
+TRAINER = "trainer"  # the group that hosts every role but the generator where placement is shared
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What Ray counts in a cluster, all nodes together."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """A group of workers of one kind: which roles they play and what each of them takes."""
+
+    name: str
+    roles: tuple[Role, ...]
+    bundles: tuple[int, ...]  # [num_workers] the bundle of the placement group that a worker lives in
+    cpus: float  # per worker
+    gpus: float  # per worker; a fraction where two groups share a GPU
+
+    @property
+    def num_workers(self) -> int:
+        return len(self.bundles)
+
+    @property
+    def collective(self) -> bool:
+        """Whether its workers form a process group: all but generators, which never talk to each other."""
+        return self.roles != ("generator",)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """All groups of a run; their bundles are those of one Ray placement group."""
+
+    groups: tuple[GroupPlan, ...]
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What each bundle takes: the sum over the workers that live in it."""
+        totals: dict[int, dict[str, float]] = {}
+        for group in self.groups:
+            for index in group.bundles:
+                total = totals.setdefault(index, {"CPU": 0.0, "GPU": 0.0})
+                total["CPU"] += group.cpus
+                total["GPU"] += group.gpus
+        return [{name: amount for name, amount in totals[index].items() if amount > 0} for index in sorted(totals)]
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether two groups live on the same GPU, so that only one of them can be at work."""
+        homes = [index for group in self.groups if group.gpus > 0 for index in group.bundles]
+        return len(homes) > len(set(homes))
+
+    def group_of(self, role: Role) -> GroupPlan:
+        """The group that plays this role. Raises PlacementError if the recipe needs no such role."""
+        for group in self.groups:
+            if role in group.roles:
+                return group
+        placed = ", ".join(role for group in self.groups for role in group.roles)
+        raise PlacementError(
+            f"The role {role!r} was asked for, but the recipe does not need it, so it has no place.",
+            limit=f"Placed are {placed}.",
+            remedy=f"Add a stage that needs the {role} to `stages`, or start the run with this role placed.",
+        )
+
+
+def workers_of(placement: Placement) -> str:
+    """The groups in words: `2 policy and 1 generator workers`."""
+    if not placement.groups:
+        return "no workers"
+    *others, last = [f"{group.num_workers} {group.name}" for group in placement.groups]
+    return f"{', '.join(others)} and {last} workers" if others else f"{last} workers"
+
+
+def needed_roles(recipe: Recipe) -> tuple[Role, ...]:
+    """The roles that the recipe's stages ask for, in the order of ROLES."""
+    stages = set(recipe.stages)
+    trains, judges = "ppo" in stages, "evaluate" in stages
+    measures_kl = judges or (trains and recipe.ppo.evaluate_every is not None)
+    needed = {
+        "policy": trains or judges,
+        "reference": measures_kl or (trains and recipe.ppo.kl.beta > 0),
+        "reward": "reward" in stages
+        or ("rank" in stages and recipe.rank.judge == "reward")
+        or (trains and "reward" in recipe.ppo.score)
+        or (judges and recipe.evaluate.judge == "reward"),
+        "critic": trains and recipe.ppo.advantage == "gae",
+        "generator": "sample" in stages or trains or judges,
+    }
+    return tuple(role for role in ROLES if needed[role])
+
+
+def place(recipe: Recipe, resources: Resources, roles: Collection[Role] | None = None) -> Placement:
+    """The groups of a run, each worker with its share of CPUs and GPUs.
+
+    `roles` are those to place (None: `needed_roles(recipe)`). On GPUs a worker has one (a generator
+    `generator.tensor_parallel` of them); where placement is shared, trainer and generator have half of the same one.
+
+    Raises PlacementError, saying what is missing, where the cluster has less, and for worker counts of groups that
+    this kind of placement does not have.
+    """
+    config = recipe.cluster
+    asked_for = needed_roles(recipe) if roles is None else roles
+    wanted: tuple[Role, ...] = tuple(role for role in ROLES if role in asked_for)
+    gpus = _num_gpus(config, resources)
+    _check_names(config)
+    groups = (_shared if config.placement == "shared" else _separate)(recipe, wanted, gpus)
+    placement = Placement(groups)
+    _check_fit(config, placement, resources, gpus)
+    return placement
+
+
+def _num_gpus(config: ClusterConfig, resources: Resources) -> int:
+    if config.gpus == "auto":
+        return int(resources.gpus)
+    if config.gpus > resources.gpus:
+        raise PlacementError(
+            f"cluster.gpus={config.gpus}: {config.gpus - resources.gpus:g} GPUs are missing.",
+            limit=f"Ray counts {resources.gpus:g} in this cluster.",
+            remedy=f"Set cluster.gpus to {int(resources.gpus)} or auto, or add nodes.",
+        )
+    return config.gpus
+
+
+def _check_names(config: ClusterConfig) -> None:
+    have = {TRAINER, "generator"} if config.placement == "shared" else set(ROLES)
+    for name, number in config.workers.items():
+        if name not in have:
+            raise PlacementError(
+                f"cluster.workers.{name}={number} with cluster.placement={config.placement}: there is no such group.",
+                limit=f"The groups are {', '.join(sorted(have))}.",
+                remedy="Set cluster.workers.trainer, which hosts policy, critic, reward and reference."
+                if config.placement == "shared"
+                else "Set the workers of each role, or cluster.placement=shared.",
+            )
+
+
+def _separate(recipe: Recipe, roles: tuple[Role, ...], gpus: int) -> tuple[GroupPlan, ...]:
+    """Each role a group of its own, each worker a bundle of its own."""
+    groups: list[GroupPlan] = []
+    first = 0
+    for role in roles:
+        number = recipe.cluster.workers.get(role, 1)
+        width = recipe.generator.tensor_parallel if role == "generator" else 1
+        bundles = tuple(range(first, first + number))
+        groups.append(
+            GroupPlan(role, (role,), bundles, recipe.cluster.cpus_per_worker * width, float(width if gpus else 0))
+        )
+        first += number
+    return tuple(groups)
+
+
+def _shared(recipe: Recipe, roles: tuple[Role, ...], gpus: int) -> tuple[GroupPlan, ...]:
+    """One trainer group on one frozen base, and the generator in the same bundles beside it."""
+    config, width = recipe.cluster, recipe.generator.tensor_parallel
+    hosted: tuple[Role, ...] = tuple(role for role in roles if role != "generator")
+    both = bool(hosted) and "generator" in roles
+    if both and gpus and width > 1:
+        raise PlacementError(
+            f"generator.tensor_parallel={width} with cluster.placement=shared: a generator that shares the trainer's "
+            "GPU has that one only.",
+            limit="At most 1.",
+            remedy="Set generator.tensor_parallel=1, or cluster.placement=separate.",
+        )
+    groups: list[GroupPlan] = []
+    if hosted:
+        trainers = config.workers.get(TRAINER, max(gpus, 1))
+        share = (0.5 if both else 1.0) if gpus else 0.0
+        groups.append(GroupPlan(TRAINER, hosted, tuple(range(trainers)), config.cpus_per_worker, share))
+    if "generator" in roles:
+        generators = config.workers.get("generator", max(gpus // width, 1))
+        share = (0.5 if both else float(width)) if gpus else 0.0
+        bundles = tuple(range(generators))
+        groups.append(GroupPlan("generator", ("generator",), bundles, config.cpus_per_worker * width, share))
+    return tuple(groups)
+
+
+def _check_fit(config: ClusterConfig, placement: Placement, resources: Resources, gpus: int) -> None:
+    described = workers_of(placement)
+    needs = {kind: sum(bundle.get(kind, 0.0) for bundle in placement.bundles) for kind in ("CPU", "GPU")}
+    if needs["GPU"] > gpus:
+        raise PlacementError(
+            f"cluster.placement={config.placement} ({described}) takes {needs['GPU']:g} GPUs: "
+            f"{needs['GPU'] - gpus:g} are missing.",
+            limit=f"There are {gpus}"
+            + (
+                f", of {resources.gpus:g} in this cluster (cluster.gpus={config.gpus})."
+                if gpus < resources.gpus
+                else "."
+            ),
+            remedy="Set fewer workers in cluster.workers"
+            + ("." if config.placement == "shared" else ", or cluster.placement=shared."),
+        )
+    if needs["CPU"] > resources.cpus:
+        raise PlacementError(
+            f"cluster.placement={config.placement} ({described}) takes {needs['CPU']:g} logical CPUs, "
+            f"cluster.cpus_per_worker={config.cpus_per_worker:g} each: {needs['CPU'] - resources.cpus:g} are missing.",
+            limit=f"Ray counts {resources.cpus:g} in this cluster.",
+            remedy="Lower cluster.cpus_per_worker (what Ray counts; cluster.threads is what torch uses), "
+            "or set fewer workers.",
+        )

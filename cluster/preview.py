@@ -1,0 +1,175 @@
+"""What a run would do, said before anything starts: `--dry-run`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cluster.placement import Placement, Resources, place
+from configs.schema import Recipe, Stage
+from rlhf.errors import TenfoldError
+
+Preview = dict[str, object]
+
+
+def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
+    """The plan as plain values that JSON can hold. Nothing is started, written or locked.
+
+    What this machine lacks (model, data, GPUs) does not stop it: it stands under `missing`.
+    Raises TenfoldError for what no machine could run, such as an unknown rule or a group that does not exist.
+    """
+    from rlhf.rules import RuleScorer
+
+    RuleScorer(recipe.rules)
+    stages, folder = only or recipe.stages, Path(recipe.runs) / recipe.name
+    missing: list[str] = []
+    prompts = _prompts(recipe, missing)
+    done = finished_stages(folder)
+    asked = Resources(cpus=math.inf, gpus=recipe.cluster.gpus if recipe.cluster.gpus != "auto" else gpus_here())
+    placement = place(recipe, asked)
+    gpus = round(sum(bundle.get("GPU", 0.0) for bundle in placement.bundles))
+    if recipe.cluster.address is None and gpus > gpus_here():
+        missing.append(f"GPUs: the placement takes {gpus}, this machine has {gpus_here()}")
+    return {
+        "name": recipe.name,
+        "run": str(folder),
+        "begun": (folder / "manifest.json").exists(),
+        "seed": recipe.seed,
+        "stages": [
+            {"stage": stage, "state": "done" if stage in done else "run", "what": _what(stage, recipe, prompts)}
+            for stage in stages
+        ],
+        "model": {"path": recipe.model.path, "dtype": recipe.model.dtype, "lora_rank": recipe.lora.rank},
+        "prompts": {"source": recipe.data.prompts, **prompts},
+        "placement": {"kind": recipe.cluster.placement, "gpus": gpus, "groups": _groups(placement)},
+        "missing": missing,
+    }
+
+
+def finished_stages(folder: Path) -> Mapping[str, Mapping[str, object]]:
+    """Stage -> its results, of the stages that a run's manifest records as done; read without taking the run's lock."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return {stage: cast(Mapping[str, object], entry["results"]) for stage, entry in manifest["stages"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def gpus_here() -> int:
+    """The GPUs of this machine, counted without a driver's library: importing torch for this takes seconds."""
+    return len(glob.glob("/dev/nvidia[0-9]*"))
+
+
+def page(plan: Preview) -> RenderableType:
+    """The plan for rich to print."""
+    model, prompts = cast(Preview, plan["model"]), cast(Preview, plan["prompts"])
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("run", Text(f"{plan['run']} ({'begun before' if plan['begun'] else 'new'}), seed {plan['seed']}"))
+    grid.add_row("model", Text(f"{model['path']}, {model['dtype']}, LoRA rank {model['lora_rank']}"))
+    grid.add_row("prompts", Text(f"{prompts['source']}: {_split(prompts)}"))
+    stages = Table("stage", "", "what it does", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in cast(list[dict[str, str]], plan["stages"]):
+        stages.add_row(row["stage"], row["state"], Text(row["what"]))
+    placement = cast(Preview, plan["placement"])
+    groups = Table("group", "workers", "plays", "each takes", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for group in cast(list[dict[str, object]], placement["groups"]):
+        takes = f"{group['cpus']:g} CPU" + (f", {group['gpus']:g} GPU" if group["gpus"] else "")
+        groups.add_row(str(group["group"]), str(group["workers"]), ", ".join(cast(list[str], group["roles"])), takes)
+    parts: list[RenderableType] = [
+        Text("What would run (nothing was started)", style="bold"),
+        grid,
+        Padding(stages, (1, 0)),
+        Text(f"Placement: {placement['kind']}, GPUs: {placement['gpus']}", style="bold"),
+        groups,
+    ]
+    missing = cast(list[str], plan["missing"])
+    if missing:
+        parts += [Text("\nMissing on this machine", style="bold"), *(Text(f"  - {line}") for line in missing)]
+    return Group(*parts)
+
+
+def _prompts(recipe: Recipe, missing: list[str]) -> Preview:
+    """Numbers of prompts: as the run will split them where the model's tokenizer is here, else of all rows."""
+    from rlhf.sources import read_items
+
+    if not Path(recipe.model.path).is_dir():
+        missing.append(
+            f"the model: there is no folder {recipe.model.path}; `tenfold import-model SOURCE DEST` makes one"
+        )
+        try:
+            return {"total": sum(1 for _ in read_items(recipe.data.prompts)), "train": None, "held_out": None}
+        except TenfoldError as error:
+            missing.append(f"the prompts: {error}")
+            return {"total": None, "train": None, "held_out": None}
+
+    from rlhf.chat import ChatTokenizer, check_lengths  # transformers takes seconds to import
+    from rlhf.data import load_prompts
+
+    chat = ChatTokenizer(recipe.model.path)
+    check_lengths(recipe.data.max_prompt_tokens, recipe.sampling.max_answer_tokens, chat)
+    try:
+        prompts = load_prompts(recipe.data, chat)
+    except TenfoldError as error:
+        missing.append(f"the prompts: {error}")
+        return {"total": None, "train": None, "held_out": None}
+    train, held_out = len(prompts.train), len(prompts.held_out)
+    return {"total": train + held_out, "train": train, "held_out": held_out}
+
+
+def _what(stage: Stage, recipe: Recipe, prompts: Preview) -> str:
+    n, train = recipe.sampling.n, cast(int | None, prompts["train"])
+    tokens = recipe.sampling.max_answer_tokens
+    if stage == "sample":
+        num = _at_most(recipe.sample.num_prompts, train)
+        return f"{num} prompts, {n} answers to each, of at most {tokens} tokens, by the starting model"
+    if stage == "rank":
+        return f"{recipe.rank.judge} rank the {n} answers of each prompt"
+    if stage == "reward":
+        reward = recipe.reward
+        return f"{reward.loss} on whole groups, {reward.groups_per_batch} a batch, epochs: {reward.epochs}"
+    if stage == "ppo":
+        ppo = recipe.ppo
+        score = (
+            ppo.score if isinstance(ppo.score, str) else " + ".join(f"{w:g} {name}" for name, w in ppo.score.items())
+        )
+        return (
+            f"{ppo.num_steps} steps of {ppo.num_prompts} prompts with {n} answers each "
+            f"({ppo.num_prompts * n} answers a step), scored by {score}; "
+            f"epochs: {ppo.epochs}, minibatches: {ppo.num_minibatches}, advantage: {ppo.advantage}"
+        )
+    num = _at_most(recipe.evaluate.num_prompts, cast(int | None, prompts["held_out"]))
+    return (
+        f"{num} held-out prompts, {n} sampled answers and a greedy one to each, before and after, "
+        f"judged by {recipe.evaluate.judge}"
+    )
+
+
+def _at_most(wanted: int | None, have: int | None) -> str:
+    if wanted is None:
+        return "all train" if have is None else str(have)
+    return str(wanted if have is None else min(wanted, have))
+
+
+def _groups(placement: Placement) -> list[dict[str, object]]:
+    return [
+        {"group": g.name, "workers": g.num_workers, "roles": list(g.roles), "cpus": g.cpus, "gpus": g.gpus}
+        for g in placement.groups
+    ]
+
+
+def _split(prompts: Preview) -> str:
+    if prompts["total"] is None:
+        return "not here"
+    if prompts["train"] is None:
+        return f"{prompts['total']} rows"
+    return f"{prompts['train']} to train on, {prompts['held_out']} held out"

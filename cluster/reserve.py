@@ -1,0 +1,47 @@
+"""The run's placement group: asked for once, waited for with a deadline."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from cluster.placement import Placement, workers_of
+from rlhf.errors import PlacementError
+from rlhf.ports import Console
+
+TELL_S = 30.0  # while waiting, what is missing is said so often
+
+
+def reserve(placement: Placement, wait_s: float, console: Console) -> PlacementGroup:
+    """The placement group of all bundles, once the cluster has given them.
+
+    Raises PlacementError after `wait_s`, saying which groups wait for which resources.
+    """
+    home = placement_group(placement.bundles, strategy="PACK")
+    deadline = time.monotonic() + wait_s
+    while not home.wait(min(TELL_S, max(deadline - time.monotonic(), 0.0))):
+        short = missing(placement)
+        if time.monotonic() >= deadline:
+            remove_placement_group(home)
+            raise PlacementError(
+                f"{workers_of(placement)} wait for {short}",
+                limit=f"The limit is cluster.wait_s={wait_s:g}.",
+                remedy="Add nodes, end what else runs there, or lower cluster.workers or cluster.cpus_per_worker.",
+            )
+        console.say(f"still waiting for {short}")
+    return home
+
+
+def missing(placement: Placement) -> str:
+    """What the bundles take against what the cluster has, in a sentence."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts: list[str] = []
+    for kind in ("CPU", "GPU"):
+        needs = [bundle.get(kind, 0.0) for bundle in placement.bundles]
+        if not sum(needs):
+            continue
+        have = f"the cluster has {total.get(kind, 0.0):g}, of which {free.get(kind, 0.0):g} are free"
+        parts.append(f"{sum(needs):g} {kind} (at most {max(needs):g} on one node; {have})")
+    return " and ".join(parts) + "."

@@ -1,0 +1,207 @@
+"""The controller: stage after stage, each with what the ones before it left in the run store."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from cluster.console import StreamConsole
+from configs.errors import ConfigError
+from configs.schema import STAGES, Recipe, Stage
+from rlhf.errors import DataError, TenfoldError
+from rlhf.ports import Console, Team
+from rlhf.summary import Places
+
+if TYPE_CHECKING:
+    from cluster.tracker import WandbTracker
+    from rlhf.chat import ChatTokenizer
+    from rlhf.data import Prompts
+    from rlhf.stages.context import Context
+    from rlhf.store import RunStore
+
+OK, BUG, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class Terminated(BaseException):
+    """SIGTERM came. No Exception, so that nothing but the controller handles it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run left."""
+
+    results: dict[str, dict[str, object]]  # stage -> results, of the stages asked for
+    places: Places
+
+
+@contextmanager
+def ray_team(recipe: Recipe, console: Console) -> Iterator[Team]:
+    """The roles on Ray, which are started when first asked for; nothing of them is left when the block ends."""
+    from cluster.ray_session import RaySession
+    from cluster.team import RayTeam
+
+    session = RaySession(recipe.cluster)
+    with ExitStack() as stack:
+        with console.task("start Ray"):
+            stack.enter_context(session)
+        try:
+            yield stack.enter_context(RayTeam(recipe, console, session.resources))
+        except Exception:
+            if session.log_dir is not None:
+                console.warn(f"the logs of Ray and of its workers are in {session.log_dir}")
+            raise
+
+
+def run(
+    recipe: Recipe,
+    console: StreamConsole,
+    *,
+    only: Sequence[Stage] | None = None,
+    make_team: Callable[[Recipe, Console], AbstractContextManager[Team]] = ray_team,
+) -> Outcome:
+    """Runs the stages (those of the recipe, or `only` these) that the run store does not record as done.
+
+    What can be checked without the team is checked before it is built. Whatever happens, the team, the tracker and
+    the store are closed, in this order. Raises TenfoldError.
+    """
+    from cluster.tracker import WandbTracker
+    from rlhf.chat import ChatTokenizer
+    from rlhf.data import load_prompts
+    from rlhf.stages.context import Context
+    from rlhf.store import RunStore
+
+    stages = tuple(only or recipe.stages)
+    with ExitStack() as stack:
+        store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn))
+        todo: list[Stage] = [stage for stage in stages if not store.done(stage)]
+        for stage in stages:
+            if stage not in todo:
+                console.say(f"{stage}: done before, skipped")
+        if not todo:
+            return _outcome(store, stages)
+        with console.task("prompts and checks"):
+            chat = ChatTokenizer(recipe.model.path)
+            prompts = load_prompts(recipe.data, chat)
+            check(recipe, chat, prompts, todo)
+        tracker = WandbTracker(recipe, store, console)
+        stack.callback(tracker.close)
+        # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
+        placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in todo)})
+        team = stack.enter_context(make_team(placed, console))
+        stack.enter_context(stopping_is_said(console))
+        for stage in todo:
+            run_stage(stage, Context(recipe, team, store, chat, prompts, tracker, console))
+        return _outcome(store, stages, tracker)
+
+
+def run_stage(stage: Stage, context: Context) -> None:
+    """Runs one stage and records it as done, with its time and the peak of the memory of all processes."""
+    from cluster.memory import PeakMemory
+
+    began = time.perf_counter()
+    with PeakMemory() as memory:
+        results = importlib.import_module(f"rlhf.stages.{stage}").run(context)
+    about = {"time_s": time.perf_counter() - began, "peak_memory_gib": memory.peak_gib}
+    context.store.finish(stage, about | results)
+
+
+def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:
+    """Nothing, if the recipe fits its data and its rules can be found. Raises TenfoldError; starts no role."""
+    from rlhf.chat import check_lengths
+    from rlhf.rules import RuleScorer
+    from rlhf.text import text_groups
+
+    check_lengths(recipe.data.max_prompt_tokens, recipe.sampling.max_answer_tokens, chat)
+    RuleScorer(recipe.rules)
+    if "ppo" in stages and recipe.ppo.num_prompts > len(prompts.train):
+        raise DataError(
+            f"ppo.num_prompts={recipe.ppo.num_prompts}: the train split has {len(prompts.train)} prompts.",
+            remedy="Lower it, or bring more prompts (data.prompts, data.limit, data.held_out).",
+        )
+    measures = "evaluate" in stages or ("ppo" in stages and recipe.ppo.evaluate_every is not None)
+    if measures and not prompts.held_out:
+        raise DataError(
+            f"data.held_out={recipe.data.held_out} leaves no prompt to evaluate on.",
+            remedy="Raise it, bring more prompts, or leave `evaluate` and ppo.evaluate_every out.",
+        )
+    if "evaluate" in stages and recipe.evaluate.text:
+        text_groups(recipe.evaluate.text, chat, recipe.evaluate.text_tokens)
+
+
+def exit_code(console: StreamConsole, again: str, work: Callable[[], None]) -> int:
+    """0, or the code that says why `work` ended early; errors that the user can mend are told without a traceback.
+
+    `again` is the command that goes on with the same run.
+    """
+    kept = f"stopped; what was committed is kept; go on with `{again}`"
+    try:
+        with termination_raises():
+            work()
+    except (TenfoldError, ConfigError) as error:
+        # Ray gives errors of actors back with the remote traceback around them; the cause is the error itself.
+        console.error(str(getattr(error, "cause", None) or error))
+        return USER_ERROR
+    except KeyboardInterrupt:
+        console.say(kept)
+        return INTERRUPTED
+    except Terminated:
+        console.say(kept)
+        return TERMINATED
+    except Exception:
+        console.error(f"this is a mistake of Tenfold's, or of code that it runs for you:\n{traceback.format_exc()}")
+        return BUG
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:  # Ray puts its own handler in the place of ours, which exits with the number
+            raise
+        console.say(kept)
+        return TERMINATED
+    return OK
+
+
+@contextmanager
+def termination_raises() -> Iterator[None]:
+    """SIGTERM raises Terminated in the main thread, inside the block."""
+
+    def raise_terminated(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stopping_is_said(console: StreamConsole) -> Iterator[None]:
+    """Says that the run is being stopped, before the closing that takes a moment."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated, SystemExit):
+        console.say("stopping: closing the team (once more to leave at once)")
+        raise
+
+
+def _outcome(store: RunStore, stages: Sequence[Stage], tracker: WandbTracker | None = None) -> Outcome:
+    results = {stage: store.results(stage) for stage in stages if store.done(stage)}
+    if tracker is None:
+        return Outcome(results, places(store.folder))
+    return Outcome(results, places(store.folder, tracker.place, tracker.sync_command))
+
+
+def places(folder: Path, tracker: str = "", sync: str = "") -> Places:
+    """Where the parts of a run are; those that are not there are left out."""
+    adapter = folder / "models" / "policy"
+    offline = sorted(folder.glob("wandb/offline-run-*"))
+    if not tracker and offline:
+        tracker = str(offline[-1])
+        sync = f"wandb sync {folder}/wandb/offline-run-*-{offline[-1].name.rsplit('-', 1)[-1]}"
+    return Places(str(folder), str(adapter) if adapter.is_dir() else "", tracker, sync)

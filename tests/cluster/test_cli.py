@@ -1,0 +1,177 @@
+"""The command: help, dry runs, errors and their exit codes, pages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+import cluster.preview
+from cluster.cli import app
+from configs.load import dump_recipe
+from rlhf.store import RunStore
+from tests.recipes import tiny_recipe
+
+RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
+HEAVY = {"torch", "ray", "vllm", "transformers", "deepspeed", "wandb"}
+
+
+def tenfold(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def recipe_file(tiny_model: Path, tmp_path: Path) -> Path:
+    recipe = tiny_recipe(tiny_model, tmp_path, rules=[{"name": "complete"}])
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_recipe(recipe))
+    return path
+
+
+def test_help_names_every_command_and_is_quick() -> None:
+    code = "import sys, cluster.cli; print(*sys.modules); sys.argv = ['tenfold', '--help']; cluster.cli.main()"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert time.perf_counter() - began < 5  # on a busy machine; alone it is well under one
+    assert not HEAVY & set(done.stdout.splitlines()[0].split())
+    for command in ("run", "sample", "rank", "reward", "ppo", "evaluate", "show", "import-model"):
+        assert f" {command} " in done.stdout
+
+
+def test_the_version_is_told() -> None:
+    result = tenfold("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith("tenfold")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "groups", "gpus"),
+    [
+        ("one_gpu_24gib", "shared", {"trainer": 1, "generator": 1}, 1),
+        ("one_gpu_80gib", "shared", {"trainer": 1, "generator": 1}, 1),
+        ("eight_gpu", "separate", {"policy": 2, "critic": 2, "reward": 1, "reference": 1, "generator": 2}, 8),
+    ],
+)
+def test_gpu_recipes_are_planned_on_a_machine_without_their_model_data_and_gpus(
+    name: str, kind: str, groups: dict[str, int], gpus: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster.preview, "gpus_here", lambda: 0)
+    result = tenfold("run", RECIPES / f"{name}.yaml", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert [stage["stage"] for stage in plan["stages"]] == ["sample", "rank", "reward", "ppo", "evaluate"]
+    assert {stage["state"] for stage in plan["stages"]} == {"run"}
+    assert plan["placement"]["kind"] == kind
+    assert {group["group"]: group["workers"] for group in plan["placement"]["groups"]} == groups
+    assert plan["placement"]["gpus"] == gpus
+    assert [line.split(":")[0] for line in plan["missing"]] == ["the model", "the prompts", "GPUs"]
+    assert list(tmp_path.iterdir()) == []
+
+    page = tenfold("run", RECIPES / f"{name}.yaml", "--dry-run")
+    assert page.exit_code == 0
+    assert "Missing on this machine" in page.output
+    assert "nothing was started" in page.output
+
+
+def test_a_dry_run_counts_prompts_and_answers_and_marks_what_is_done(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe("unused", tmp_path)
+    tree = yaml.safe_load(recipe_file.read_text())
+    with RunStore.open(tree["runs"], recipe.model_validate(tree)) as store:
+        store.finish("sample", {"num_prompts": 8})
+    plan = json.loads(tenfold("run", recipe_file, "--dry-run", "--json").stdout)
+    assert plan["missing"] == []
+    assert plan["begun"] is True
+    assert plan["prompts"]["total"] == 20
+    assert plan["prompts"]["train"] + plan["prompts"]["held_out"] == 20
+    assert {stage["stage"]: stage["state"] for stage in plan["stages"]}["sample"] == "done"
+    assert plan["stages"][1]["state"] == "run"
+    assert "2 prompts with 10 answers each (20 answers a step)" in plan["stages"][3]["what"]
+
+
+def test_a_dry_run_of_one_stage_shows_that_stage(recipe_file: Path) -> None:
+    plan = json.loads(tenfold("ppo", recipe_file, "ppo.num_steps=7", "--dry-run", "--json").stdout)
+    assert [stage["stage"] for stage in plan["stages"]] == ["ppo"]
+    assert plan["stages"][0]["what"].startswith("7 steps")
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ppo.num_step=3", "did you mean ppo.num_steps"),
+        ("ppo.num_steps=0", "ppo.num_steps"),
+        ("sampling.top_p=0.9", "leave top_p at 1"),
+        ("rules=[{name: complet}]", "complet"),
+        ("nonsense", "key=value"),
+    ],
+)
+def test_a_bad_recipe_is_one_message_and_exit_code_2(
+    recipe_file: Path, tmp_path: Path, dry: list[str], override: str, message: str
+) -> None:
+    result = tenfold("run", recipe_file, override, "tracker.mode=disabled", *dry)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_recipe_that_is_not_there_names_a_near_one() -> None:
+    result = tenfold("run", RECIPES / "eight_gpus.yaml", "--dry-run")
+    assert result.exit_code == 2
+    assert "eight_gpu.yaml" in result.output.replace("\n", "")
+
+
+def test_a_malformed_line_of_data_is_named_with_file_and_line(recipe_file: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "fine"}\n{"prompt": \n')
+    result = tenfold("run", recipe_file, f"data.prompts={broken}", "name=other", "tracker.mode=disabled")
+    assert result.exit_code == 2
+    assert "broken.jsonl, line 2" in result.output
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_message(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = tenfold("run", recipe_file, f"runs={tmp_path / 'file'}")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_show_prints_the_page_of_a_run_from_its_folder_alone(recipe_file: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(recipe_file.read_text())
+    recipe = tiny_recipe("unused", tmp_path).model_validate(tree)
+    with RunStore.open(recipe.runs, recipe) as store:
+        store.finish("rank", {"judge": "rules", "num_groups": 12, "time_s": 61.0})
+        page = tenfold("show", store.folder)  # while the run is held by another
+    assert page.exit_code == 0
+    assert "ranked the answers of 12 prompts" in " ".join(page.output.split())
+    assert "1 min 01 s" in page.output
+    as_json = tenfold("show", store.folder, "--json")
+    assert json.loads(as_json.stdout)["rank"]["num_groups"] == 12
+
+
+def test_show_of_no_run_names_those_that_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "manifest.json").write_text("{}")
+    result = tenfold("show", "yours")
+    assert result.exit_code == 2
+    assert "runs/mine" in result.output
+
+
+def test_importing_a_model_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    result = tenfold("import-model", tmp_path / "no.gguf", tmp_path / "model")
+    assert result.exit_code == 2
+    assert "no.gguf" in result.output.replace("\n", "")
+    assert "Traceback" not in result.output
+
+
+def test_a_model_is_imported_into_a_folder(tiny_model: Path, tmp_path: Path) -> None:
+    result = tenfold("import-model", tiny_model, tmp_path / "model", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "model" / "config.json").exists()

@@ -1,0 +1,68 @@
+"""The whole path on real Ray, vLLM and DeepSpeed, with the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.console import LineConsole
+from cluster.run import Outcome, run
+from tests.recipes import tiny_recipe
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(300)]
+
+
+def rows(outcome: Outcome, stage: str) -> list[dict[str, Any]]:
+    lines = (Path(outcome.places.run) / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["stage"] == stage]
+
+
+def test_the_five_stages_from_prompts_to_a_judged_policy(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tiny_model,
+        tmp_path,
+        ppo={
+            "score": "reward",
+            "reward_from": "rank",
+            "value_init": "reward",
+            "evaluate_every": 1,
+            "evaluate_prompts": 2,
+        },
+        tracker={"mode": "offline"},
+    )
+    outcome = run(recipe, LineConsole())
+    assert list(outcome.results) == ["sample", "rank", "reward", "ppo", "evaluate"]
+    assert outcome.results["sample"]["num_answers"] == 80
+    assert outcome.results["ppo"]["num_steps"] == 2
+    steps = rows(outcome, "ppo")
+    assert [row["step"] for row in steps] == [1, 2]
+    first, second = steps
+    assert first["val/ratio_first_error"] < 1e-4
+    assert first["sampling/logp_difference_max"] < 1e-3
+    assert second["sync/canary_checked"] in (0.0, 1.0)
+    for name in ("objective/kl", "policy/approxkl_avg", "loss/value_avg", "val/ratio_var", "time/generate"):
+        assert name in second, name
+    assert 0 <= outcome.results["evaluate"]["win_rate_low"] <= outcome.results["evaluate"]["win_rate_high"] <= 1  # type: ignore[operator]
+    again = run(recipe, LineConsole())
+    assert again.results == outcome.results
+
+
+def test_separate_groups_and_two_workers_give_the_steps_of_one_shared_group(tiny_model: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"stages": ["ppo"], "ppo": {"score": "rules"}, "tracker": {"mode": "disabled"}}
+    shared = run(tiny_recipe(tiny_model, tmp_path, name="shared", **common), LineConsole())
+    separate = run(
+        tiny_recipe(
+            tiny_model,
+            tmp_path,
+            name="separate",
+            cluster={"placement": "separate", "workers": {"policy": 2, "critic": 2}, "threads": 1},
+            **common,
+        ),
+        LineConsole(),
+    )
+    for one, two in zip(rows(shared, "ppo"), rows(separate, "ppo"), strict=True):
+        for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "policy/grad_norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name

@@ -1,0 +1,151 @@
+"""Where the groups go: pure functions, no Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.placement import Placement, Resources, needed_roles, place
+from configs.schema import Recipe
+from rlhf.errors import PlacementError
+from tests.recipes import tiny_recipe
+
+CPU = Resources(cpus=16)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    """A recipe with changes."""
+
+    def make(**changes: Any) -> Recipe:
+        return tiny_recipe("model", tmp_path, **changes)
+
+    return make
+
+
+def shape(placement: Placement) -> dict[str, tuple[tuple[str, ...], int]]:
+    return {group.name: (group.roles, group.num_workers) for group in placement.groups}
+
+
+def test_shared_puts_all_but_the_generator_into_one_group(recipe: Any) -> None:
+    assert shape(place(recipe(), CPU)) == {
+        "trainer": (("policy", "reference", "reward", "critic"), 1),
+        "generator": (("generator",), 1),
+    }
+
+
+def test_separate_gives_each_role_a_group_of_its_own(recipe: Any) -> None:
+    placement = place(recipe(cluster={"placement": "separate", "workers": {"policy": 2}}), CPU)
+    assert shape(placement) == {
+        "policy": (("policy",), 2),
+        "reference": (("reference",), 1),
+        "reward": (("reward",), 1),
+        "critic": (("critic",), 1),
+        "generator": (("generator",), 1),
+    }
+    assert [group.bundles for group in placement.groups] == [(0, 1), (2,), (3,), (4,), (5,)]
+    assert placement.bundles == [{"CPU": 0.25}] * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "roles"),
+    [
+        ({"stages": ["sample"]}, {"generator"}),
+        ({"stages": ["rank"]}, set()),
+        ({"stages": ["rank"], "rank": {"judge": "reward"}}, {"reward"}),
+        ({"stages": ["reward"]}, {"reward"}),
+        ({"stages": ["ppo"]}, {"policy", "reference", "reward", "critic", "generator"}),
+        ({"stages": ["ppo"], "ppo": {"score": "rules"}}, {"policy", "reference", "critic", "generator"}),
+        ({"stages": ["ppo"], "ppo": {"score": {"rules": 1, "reward": 0.5}, "kl": {"beta": 0}}},
+         {"policy", "reward", "critic", "generator"}),
+        ({"stages": ["ppo"], "ppo": {"score": "rules", "advantage": "group", "kl": {"beta": 0}}},
+         {"policy", "generator"}),
+        ({"stages": ["ppo"],
+          "ppo": {"score": "rules", "advantage": "group", "kl": {"beta": 0}, "evaluate_every": 5}},
+         {"policy", "reference", "generator"}),
+        ({"stages": ["evaluate"]}, {"policy", "reference", "generator"}),
+        ({"stages": ["evaluate"], "evaluate": {"judge": "reward"}}, {"policy", "reference", "reward", "generator"}),
+    ],
+)  # fmt: skip
+def test_only_the_roles_that_the_stages_need_are_placed(recipe: Any, changes: Any, roles: set[str]) -> None:
+    assert set(needed_roles(recipe(**changes))) == roles
+    placed = [role for group in place(recipe(**changes), CPU).groups for role in group.roles]
+    assert set(placed) == roles and len(placed) == len(roles)
+
+
+def test_roles_may_be_named_instead(recipe: Any) -> None:
+    assert shape(place(recipe(), CPU, roles=("reward",))) == {"trainer": (("reward",), 1)}
+
+
+def test_shared_groups_have_half_of_each_gpu(recipe: Any) -> None:
+    placement = place(recipe(), Resources(cpus=16, gpus=2))
+    assert shape(placement)["trainer"][1] == shape(placement)["generator"][1] == 2
+    assert [group.gpus for group in placement.groups] == [0.5, 0.5]
+    assert placement.bundles == [{"CPU": 0.5, "GPU": 1.0}] * 2
+    assert placement.shares_gpus
+
+
+def test_a_group_alone_has_its_gpus_whole(recipe: Any) -> None:
+    placement = place(recipe(stages=["sample"], generator={"tensor_parallel": 2}), Resources(cpus=16, gpus=4))
+    assert placement.bundles == [{"CPU": 0.5, "GPU": 2.0}] * 2
+    assert not placement.shares_gpus
+
+
+def test_separate_workers_have_a_gpu_each_and_a_generator_as_many_as_it_is_wide(recipe: Any) -> None:
+    separate = recipe(cluster={"placement": "separate", "workers": {"policy": 2}}, generator={"tensor_parallel": 2})
+    placement = place(separate, Resources(cpus=16, gpus=7))
+    assert [bundle["GPU"] for bundle in placement.bundles] == [1, 1, 1, 1, 1, 2]
+    assert not placement.shares_gpus
+
+
+def test_gpus_can_be_left_alone(recipe: Any) -> None:
+    placement = place(recipe(cluster={"gpus": 0}), Resources(cpus=16, gpus=8))
+    assert all(group.gpus == 0 and group.num_workers == 1 for group in placement.groups)
+    assert not placement.shares_gpus
+
+
+def test_generators_form_no_process_group(recipe: Any) -> None:
+    assert {group.name: group.collective for group in place(recipe(), CPU).groups} == {
+        "trainer": True,
+        "generator": False,
+    }
+
+
+def test_too_few_gpus_are_refused_with_the_number_that_is_missing(recipe: Any) -> None:
+    with pytest.raises(PlacementError, match=r"takes 5 GPUs: 3 are missing\. There are 2\.") as caught:
+        place(recipe(cluster={"placement": "separate"}), Resources(cpus=16, gpus=2))
+    assert "shared" in caught.value.remedy
+
+
+def test_more_gpus_than_there_are_cannot_be_asked_for(recipe: Any) -> None:
+    with pytest.raises(PlacementError, match=r"cluster\.gpus=4: 3 GPUs are missing"):
+        place(recipe(cluster={"gpus": 4}), Resources(cpus=16, gpus=1))
+
+
+def test_too_few_cpus_are_refused_with_the_number_that_is_missing(recipe: Any) -> None:
+    with pytest.raises(PlacementError, match=r"takes 16 logical CPUs.*15 are missing\. Ray counts 1 ") as caught:
+        place(recipe(cluster={"cpus_per_worker": 8}), Resources(cpus=1))
+    assert "cluster.cpus_per_worker" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("placement", "name"), [("shared", "policy"), ("shared", "critic"), ("separate", "trainer")]
+)  # fmt: skip
+def test_workers_of_a_group_that_the_placement_has_not_are_refused(recipe: Any, placement: str, name: str) -> None:
+    with pytest.raises(PlacementError, match=rf"cluster\.workers\.{name}=2 .*there is no such group"):
+        place(recipe(cluster={"placement": placement, "workers": {name: 2}}), CPU)
+
+
+def test_a_wide_generator_cannot_share_a_gpu(recipe: Any) -> None:
+    wide = recipe(generator={"tensor_parallel": 2})
+    with pytest.raises(PlacementError, match=r"generator\.tensor_parallel=2 with cluster\.placement=shared"):
+        place(wide, Resources(cpus=16, gpus=2))
+
+
+def test_a_role_without_a_place_is_told_by_name(recipe: Any) -> None:
+    placement = place(recipe(stages=["sample"]), CPU)
+    assert placement.group_of("generator").name == "generator"
+    with pytest.raises(PlacementError, match=r"'critic'.*Placed are generator\."):
+        placement.group_of("critic")

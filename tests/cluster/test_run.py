@@ -1,0 +1,195 @@
+"""The controller on fakes: order, what is skipped, what is closed, and how it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.console import LineConsole
+from cluster.run import Outcome, exit_code, run
+from configs.errors import ConfigError
+from configs.schema import STAGES, Recipe
+from rlhf.errors import DataError, ScoreError
+from rlhf.ports import Console, Generator
+from rlhf.records import Answer, Prompt
+from rlhf.store import RunStore
+from tests.fakes import FakeTeam
+from tests.recipes import tiny_recipe
+
+
+class Rig:
+    """A console that keeps what is printed, and teams that are counted."""
+
+    def __init__(self) -> None:
+        self.out = StringIO()
+        self.console = LineConsole(self.out)
+        self.events: list[str] = []
+        self.team = FakeTeam()
+
+    @contextmanager
+    def make_team(self, recipe: Recipe, console: Console) -> Iterator[Any]:
+        self.events.append("opened")
+        try:
+            yield self.team
+        finally:
+            self.events.append("closed")
+
+    def run(self, recipe: Recipe, **options: Any) -> Outcome:
+        return run(recipe, self.console, make_team=self.make_team, **options)
+
+    def code(self, work: Callable[[], object]) -> int:
+        return exit_code(self.console, "tenfold run r.yaml", lambda: (work(), None)[1])
+
+
+def first_token(prompt: Prompt, answer: Answer) -> float:
+    """A rule that seldom ties."""
+    return answer.token_ids[0] / 300
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr("tests.fakes.VOCABULARY", 300)  # as many as the real tokenizer's, whose prompts are used
+    return Rig()
+
+
+@pytest.fixture
+def recipe(tiny_model: Path, tmp_path: Path) -> Recipe:
+    rules = [{"name": f"{__name__}.first_token"}]
+    return tiny_recipe(
+        tiny_model, tmp_path, rules=rules, tracker={"mode": "disabled"}, sampling={"n": 4, "max_answer_tokens": 2}
+    )
+
+
+def test_all_stages_run_in_order_and_leave_their_results(rig: Rig, recipe: Recipe) -> None:
+    outcome = rig.run(recipe)
+    assert tuple(outcome.results) == STAGES
+    assert outcome.results["sample"]["num_answers"] == 32
+    assert all({"time_s", "peak_memory_gib"} <= set(found) for found in outcome.results.values())
+    assert rig.events == ["opened", "closed"]
+    assert outcome.places.run == str(Path(recipe.runs) / "tiny")
+    assert Path(outcome.places.adapter).is_dir()
+
+
+def test_what_is_done_is_skipped_and_said_and_needs_no_team(rig: Rig, recipe: Recipe) -> None:
+    first = rig.run(recipe)
+    again = rig.run(recipe)
+    assert again.results == first.results
+    assert rig.events == ["opened", "closed"]
+    for stage in STAGES:
+        assert f"{stage}: done before, skipped" in rig.out.getvalue()
+
+
+def test_one_stage_can_be_run_alone_and_the_next_command_goes_on(rig: Rig, recipe: Recipe) -> None:
+    assert set(rig.run(recipe, only=("sample",)).results) == {"sample"}
+    assert set(rig.run(recipe, only=("rank",)).results) == {"rank"}
+    requests = len(rig.team.generator.requests)
+    rig.run(recipe, only=("sample",))
+    assert len(rig.team.generator.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ppo": {"num_prompts": 500}}, "ppo.num_prompts=500"),
+        ({"data": {"held_out": 0.0}}, "data.held_out=0.0"),
+        ({"evaluate": {"text": "no/such/file.txt"}}, "no/such/file.txt"),
+        ({"sampling": {"max_answer_tokens": 5000}}, "context has 1024"),
+        ({"rules": [{"name": "complet"}]}, "complet"),
+    ],
+)
+def test_a_recipe_that_cannot_end_well_starts_no_team(
+    rig: Rig, tiny_model: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    base: dict[str, Any] = {"rules": [{"name": "complete"}], "tracker": {"mode": "disabled"}}
+    recipe = tiny_recipe(tiny_model, tmp_path, **(base | changes))
+    assert rig.code(lambda: rig.run(recipe)) == 2
+    assert message in rig.out.getvalue()
+    assert "Traceback" not in rig.out.getvalue()
+    assert rig.events == []
+
+
+def interrupted_after(num: int, rig: Rig, interrupt: Callable[[], object]) -> None:
+    """Lets the generator interrupt its request number `num`."""
+    generator: Generator = rig.team.generator
+    answer = generator.answer
+
+    def interrupting(*values: Any) -> Any:
+        if len(rig.team.generator.requests) == num:
+            interrupt()
+        return answer(*values)
+
+    generator.answer = interrupting  # type: ignore[method-assign]
+
+
+def raises_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "code"),
+    [
+        (raises_interrupt, 130),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143),
+        (lambda: exec("raise SystemExit(15)"), 143),  # what Ray makes of SIGTERM
+    ],
+)
+def test_an_interrupted_run_closes_all_keeps_what_is_committed_and_says_how_to_go_on(
+    rig: Rig, recipe: Recipe, interrupt: Callable[[], object], code: int
+) -> None:
+    interrupted_after(1, rig, interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    assert rig.code(lambda: rig.run(recipe)) == code
+    assert rig.events == ["opened", "closed"]
+    assert "stopped; what was committed is kept; go on with `tenfold run r.yaml`" in rig.out.getvalue()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with RunStore.open(recipe.runs, recipe) as store:  # the lock is free again
+        assert len(store.groups("sample", 0)) == 4
+    del rig.team.generator.answer  # type: ignore[attr-defined]
+    assert rig.run(recipe).results["sample"]["num_answers"] == 32
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DataError("prompts.jsonl, line 3: bad.", remedy="Mend it."), 2, "error: prompts.jsonl, line 3: bad. Mend it."),
+        (ConfigError("r.yaml: 1 problem"), 2, "error: r.yaml: 1 problem"),
+        (ValueError("surprise"), 1, "ValueError: surprise"),
+    ],
+)
+def test_the_users_errors_are_told_in_a_message_and_ours_with_a_traceback(
+    rig: Rig, error: Exception, code: int, said: str
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert rig.code(work) == code
+    assert said in rig.out.getvalue()
+    assert ("Traceback" in rig.out.getvalue()) == (code == 1)
+
+
+def test_a_bug_does_not_print_a_secret(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "abcd1234efgh5678")
+
+    def work() -> None:
+        raise ValueError("cannot log in with abcd1234efgh5678")
+
+    assert rig.code(work) == 1
+    assert "abcd1234efgh5678" not in rig.out.getvalue()
+
+
+def test_a_stage_that_raises_loses_nothing_that_was_committed(rig: Rig, recipe: Recipe) -> None:
+    def fails() -> None:
+        raise ScoreError("The rule broke.")
+
+    interrupted_after(1, rig, fails)
+    assert rig.code(lambda: rig.run(recipe)) == 2
+    with RunStore.open(recipe.runs, recipe) as store:
+        assert not store.done("sample")
+        assert len(store.groups("sample", 0)) == 4
