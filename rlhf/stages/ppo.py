@@ -1,0 +1,193 @@
+"""The loop: ten answers per prompt, scored and ranked, then one PPO update of policy and critic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from rlhf.data import PromptStream
+from rlhf.errors import StoreError
+from rlhf.judges import checked_scores, make_scorer
+from rlhf.kl import KLController
+from rlhf.phases import Phases
+from rlhf.ports import Reference, Scorer
+from rlhf.records import AnswerGroup, RoleState, Rollout
+from rlhf.rollout import make_rollout, needs_old_logprobs, needs_ref_logprobs
+from rlhf.seeds import request_seed
+from rlhf.stages.context import Context
+from rlhf.stages.evaluate import InLoop
+from rlhf.stages.sample import ROUND
+from rlhf.sync import check_versions, sync
+from rlhf.together import together
+
+
+def run(context: Context) -> dict[str, object]:
+    """First and last metrics of the loop; the policy's adapter is then in the run store."""
+    config, team, store = context.recipe.ppo, context.team, context.store
+    scorer = make_scorer(config.score, context.recipe, team)
+    prompts = PromptStream(context.prompts.train, context.recipe.seed)
+    controller = KLController(config.kl)
+    start = restore(context, prompts, controller)
+    in_loop = InLoop(context)
+    with context.console.task("ppo", total=config.num_steps - start, unit="steps") as task:
+        for step in range(start, config.num_steps):
+            phase = Phases(task)
+            with phase("sync"):
+                # Also at the first step of a resume, which so is no special case.
+                metrics = sync(team.policy, team.generator, reference(context), context.prompts.train[0].token_ids)
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                with phase("evaluate"):
+                    metrics |= in_loop.measure(step)
+            with phase("generate"):
+                groups = answer(context, prompts, step)
+            with phase("score"):
+                rollout = experience(context, scorer, groups, step, controller)
+            with phase("update"):
+                metrics |= update(context, rollout)
+            controller.update(rollout.metrics.get("objective/kl", 0.0), len(rollout.scores))
+            metrics |= dict(rollout.metrics) | phase.metrics() | {"objective/beta": rollout.beta}
+            context.tracker.log("ppo", step + 1, metrics)
+            context.tracker.table("ppo", step + 1, "completions", COLUMNS, table(context, rollout))
+            if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
+                # After the metrics: a step that a checkpoint counts as done has its row.
+                with phase("save"):
+                    store.save_checkpoint(step + 1, states(context), values(prompts, controller), keep=config.keep)
+            task.advance(
+                1, f"score {metrics['objective/scores']:+.2f}, length {metrics['completions/mean_length']:.0f}"
+            )
+    store.save_role("policy", team.policy.state())
+    store.save_adapter("policy", team.policy.adapter())
+    return results(context)
+
+
+def answer(context: Context, prompts: PromptStream, step: int) -> list[AnswerGroup]:
+    """[P] groups of ten, written by the policy as it is now."""
+    batch = prompts.take(context.recipe.ppo.num_prompts)
+    seeds = [request_seed(context.recipe.seed, "ppo", ROUND, step, prompt.id) for prompt in batch]
+    groups = context.team.generator.answer(batch, context.sampling, seeds)
+    check_versions(groups, context.team.policy.adapter().version)
+    return groups
+
+
+def reference(context: Context) -> Reference | None:
+    """The reference, if the loop needs one anyway."""
+    return context.team.reference if needs_ref_logprobs(context.recipe.ppo) else None
+
+
+def experience(
+    context: Context, scorer: Scorer, groups: list[AnswerGroup], step: int, controller: KLController
+) -> Rollout:
+    """What the update learns from. Groups whose score failed are gone, if the recipe says drop, and counted."""
+    config, team = context.recipe.ppo, context.team
+    scores, groups, num_dropped = checked_scores(scorer, groups, context.recipe.on_bad_score)
+    old_logprobs, ref_logprobs, critic_values = together(
+        lambda: team.policy.logprobs(groups) if needs_old_logprobs(config) else None,
+        lambda: team.reference.logprobs(groups) if needs_ref_logprobs(config) else None,
+        lambda: team.critic.values(groups) if config.advantage == "gae" else None,
+    )
+    return make_rollout(
+        step,
+        groups,
+        scores=scores,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        values=critic_values,
+        config=config,
+        beta=controller.beta,
+        extra_metrics={"completions/dropped_groups": float(num_dropped)},
+    )
+
+
+def update(context: Context, rollout: Rollout) -> dict[str, float]:
+    """Metrics of policy and critic. In its warm-up the critic learns alone."""
+    config, team = context.recipe.ppo, context.team
+    warming_up = rollout.step < config.critic_warmup_steps
+    of_policy, of_critic = together(
+        lambda: {} if warming_up else team.policy.update(rollout),
+        lambda: team.critic.update(rollout) if config.advantage == "gae" else {},
+    )
+    return of_policy | of_critic
+
+
+def restore(context: Context, prompts: PromptStream, controller: KLController) -> int:
+    """The step to go on with, every role as it was; at the beginning, reward model and critic get their start."""
+    config, team, store = context.recipe.ppo, context.team, context.store
+    uses_reward = "reward" in config.score
+    reward = store.load_role("reward") if uses_reward or config.value_init == "reward" else None
+    if reward is None and (uses_reward or config.value_init == "reward"):
+        raise StoreError(
+            f"ppo.score={config.score}, ppo.value_init={config.value_init}: the run has no reward model.",
+            remedy="Run the stages `sample`, `rank` and `reward` first, or score by rules.",
+        )
+    if reward is not None and uses_reward:
+        team.reward.load_state(reward)
+    found = store.load_checkpoint()
+    if found is None:
+        if reward is not None and config.value_init == "reward" and config.advantage == "gae":
+            team.critic.start_from(reward)
+        store.cut_metrics("ppo", 0)
+        return 0
+    step, saved, plain = found
+    team.policy.load_state(saved["policy"])
+    if config.advantage == "gae":
+        team.critic.load_state(saved["critic"])
+    prompts.load_state(_mapping(plain["prompts"]))
+    controller.load_state(_mapping(plain["kl"]))
+    store.cut_metrics("ppo", step)
+    context.console.say(f"ppo: going on from the checkpoint of step {step}")
+    return step
+
+
+def states(context: Context) -> dict[str, RoleState]:
+    """The trained roles, by name."""
+    roles = {"policy": context.team.policy.state()}
+    if context.recipe.ppo.advantage == "gae":
+        roles["critic"] = context.team.critic.state()
+    return roles
+
+
+def values(prompts: PromptStream, controller: KLController) -> dict[str, object]:
+    """What else shapes the future: data position and KL coefficient. Seeds are hashes of the step, so need no state."""
+    return {"prompts": prompts.state(), "kl": controller.state()}
+
+
+COLUMNS = ("step", "prompt", "answer", "rank", "score", "advantage", "ended")
+
+
+def table(context: Context, rollout: Rollout) -> list[list[object]]:
+    """Rows of the `completions` table: the first groups of the step, best answer first."""
+    rows: list[list[object]] = []
+    first = 0
+    for group in rollout.groups[: context.recipe.tracker.table_groups]:
+        part = slice(first, first + len(group.answers))
+        scores, mask = rollout.scores[part], rollout.mask[part]
+        advantages = (rollout.advantages[part] * mask).sum(1) / mask.sum(1).clamp(min=1)
+        for rank, index in enumerate(torch.argsort(scores, descending=True, stable=True).tolist(), 1):
+            answer_ = group.answers[index]
+            figures = [rank, float(scores[index]), float(advantages[index])]
+            rows.append([rollout.step + 1, group.prompt.text, answer_.text, *figures, answer_.ended])
+        first += len(group.answers)
+    return rows
+
+
+def results(context: Context) -> dict[str, object]:
+    """What the summary shows, from the metrics of all steps, also those before a resume."""
+    steps = [row for row in context.store.metrics("ppo") if "objective/scores" in row]
+    total = {key: sum(row.get(key, 0.0) for row in steps) for key in steps[-1] if key.startswith("time/")}
+    gaps = [row for row in steps if "sampling/logp_difference_mean" in row]
+    return {
+        "num_steps": len(steps),
+        "first": steps[0],
+        "last": steps[-1],
+        "gap_mean": sum(row["sampling/logp_difference_mean"] for row in gaps) / max(len(gaps), 1),
+        "gap_max": max((row["sampling/logp_difference_max"] for row in gaps), default=0.0),
+        "sync_share": total["time/sync"] / total["time/step"],
+        "times": {key.removeprefix("time/"): value for key, value in total.items()},
+        "time_s": total["time/step"],
+    }
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    assert isinstance(value, Mapping)
+    return value

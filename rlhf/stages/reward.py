@@ -1,0 +1,122 @@
+"""A reward model that learns the rankings: a LoRA adapter and a scalar head on the frozen base."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+
+import torch
+
+from rlhf.errors import DataError
+from rlhf.rankings import kendall_tau_b, pairwise_accuracy
+from rlhf.records import AnswerGroup, Ranking
+from rlhf.seeds import shuffle_seed
+from rlhf.stages.context import Context
+from rlhf.stages.sample import ROUND
+from rlhf.statistics import bootstrap_interval
+
+Ranked = tuple[AnswerGroup, Ranking]
+
+
+def run(context: Context) -> dict[str, object]:
+    """Held-out pairwise accuracy and Kendall's tau of the reward model, which is then in the run store."""
+    began = time.perf_counter()
+    config, reward = context.recipe.reward, context.team.reward
+    train, held_out = split(ranked_groups(context), config.held_out, context.recipe.seed)
+    num_batches = -(-len(train) // config.groups_per_batch)
+    step = 0
+    with context.console.task("reward", total=config.epochs * len(train), unit="groups") as task:
+        for epoch in range(config.epochs):
+            order = random.Random(shuffle_seed(context.recipe.seed, "reward", epoch)).sample(train, len(train))
+            for number in range(num_batches):
+                # Batches of nearly equal size: none is left with a single group at the end of an epoch.
+                batch = order[number * len(order) // num_batches : (number + 1) * len(order) // num_batches]
+                metrics = reward.fit([group for group, _ in batch], [ranking for _, ranking in batch])
+                step += 1
+                context.tracker.log("reward", step, metrics | {"reward/epoch": epoch + number / num_batches})
+                task.advance(len(batch), f"loss {metrics.get('reward/loss', float('nan')):.3f}")
+    groups = context.store.groups("sample", ROUND)
+    raw = score_raw(context, groups)
+    gain, bias = gain_and_bias(torch.cat(list(raw.values())))
+    reward.normalise(gain, bias)
+    measured = held_out_figures(raw, held_out, context.recipe.seed)
+    context.store.save_role("reward", reward.state())
+    return measured | {
+        "num_train": len(train),
+        "num_held_out": len(held_out),
+        "gain": gain,
+        "bias": bias,
+        "time_s": time.perf_counter() - began,
+    }
+
+
+def ranked_groups(context: Context) -> list[Ranked]:
+    """Groups with their rankings, those that are one big tie left out: they say nothing."""
+    groups = {group.prompt.id: group for group in context.store.groups("sample", ROUND)}
+    rankings = [ranking for ranking in context.store.rankings(ROUND) if len(ranking.tiers) > 1]
+    pairs = [(groups[ranking.prompt_id], ranking) for ranking in rankings if ranking.prompt_id in groups]
+    if len(pairs) < 2:
+        raise DataError(
+            f"reward: {len(pairs)} of {len(groups)} groups have a ranking with more than one tier.",
+            limit="At least 2 are needed, one to train on and one held out.",
+            remedy="Run `sample` and `rank` with more prompts, or a judge that ties less (rank.tie_margin).",
+        )
+    return pairs
+
+
+def split(pairs: Sequence[Ranked], share: float, seed: int) -> tuple[list[Ranked], list[Ranked]]:
+    """(train, held-out), by a hash of the prompt, so that a group stays on its side when others come."""
+
+    def place(pair: Ranked) -> str:
+        return hashlib.sha256(f"{seed}|reward|{pair[1].prompt_id}".encode()).hexdigest()
+
+    ordered = sorted(pairs, key=place)
+    num_held_out = min(max(1, round(share * len(ordered))), len(ordered) - 1) if share > 0 else 0
+    return ordered[num_held_out:], ordered[:num_held_out]
+
+
+def score_raw(context: Context, groups: Sequence[AnswerGroup]) -> dict[str, torch.Tensor]:
+    """[n] raw scores of every group of the starting model, by prompt id."""
+    reward, size = context.team.reward, context.recipe.reward.groups_per_batch
+    reward.normalise(1.0, 0.0)
+    scores: dict[str, torch.Tensor] = {}
+    with context.console.task("reward: score the starting model's answers", total=len(groups), unit="groups") as task:
+        for first in range(0, len(groups), size):
+            batch = groups[first : first + size]
+            parts = reward.scores(batch).split([len(group.answers) for group in batch])
+            scores |= {group.prompt.id: part for group, part in zip(batch, parts, strict=True)}
+            task.advance(len(batch))
+    return scores
+
+
+def gain_and_bias(raw: torch.Tensor) -> tuple[float, float]:
+    """(gain, bias) that give these scores [N] mean 0 and standard deviation 1."""
+    std = float(raw.std(unbiased=False))
+    gain = 1.0 / std if std > 0 else 1.0
+    return gain, -gain * float(raw.mean())
+
+
+def held_out_figures(raw: dict[str, torch.Tensor], pairs: Sequence[Ranked], seed: int) -> dict[str, object]:
+    """Pairwise accuracy with its interval (bootstrap over groups) and mean Kendall's tau-b."""
+    if not pairs:
+        return {}
+    shares: list[float] = []
+    taus: list[float] = []
+    for group, ranking in pairs:
+        mine = raw[group.prompt.id]
+        right, total = pairwise_accuracy(mine, ranking.tiers)
+        place = torch.full((len(group.answers),), float("nan"))
+        for number, tier in enumerate(ranking.tiers):
+            place[list(tier)] = -float(number)
+        ranked = ~place.isnan()
+        shares.append(right / total)
+        taus.append(kendall_tau_b(mine[ranked], place[ranked]))
+    low, high = bootstrap_interval(torch.tensor(shares), num=2000, seed=seed)
+    return {
+        "accuracy": sum(shares) / len(shares),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "tau": sum(taus) / len(taus),
+    }

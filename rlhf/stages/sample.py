@@ -1,0 +1,52 @@
+"""Ten answers per prompt from the starting model, for the rankings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rlhf.records import AnswerGroup, Prompt
+from rlhf.seeds import request_seed
+from rlhf.stages.context import Context
+
+ROUND = 0
+
+
+def run(context: Context) -> dict[str, object]:
+    """How many answers there are now and how fast they came. What an earlier run committed is not sampled again."""
+    config = context.recipe.sample
+    wanted = context.prompts.train[: config.num_prompts]
+    done = {group.prompt.id for group in context.store.groups("sample", ROUND)}
+    missing = [prompt for prompt in wanted if prompt.id not in done]
+    if done:
+        context.console.say(f"sample: {len(wanted) - len(missing)} of {len(wanted)} prompts are answered already")
+    began, num_tokens = time.perf_counter(), 0
+    if missing:
+        generator = context.team.generator
+        began = time.perf_counter()
+        with context.console.task("sample", total=len(missing), unit="prompts") as task:
+            for batch in _batches(missing, config.prompts_per_request):
+                seeds = [request_seed(context.recipe.seed, "sample", ROUND, 0, prompt.id) for prompt in batch]
+                groups = generator.answer(batch, context.sampling, seeds)
+                context.store.append_groups("sample", ROUND, groups)
+                num_tokens += _num_tokens(groups)
+                task.advance(len(batch))
+    elapsed = time.perf_counter() - began
+    answers = [answer for group in context.store.groups("sample", ROUND) for answer in group.answers]
+    return {
+        "num_prompts": len(wanted),
+        "num_answers": len(answers),
+        "num_tokens": sum(len(answer.token_ids) for answer in answers),
+        "mean_length": sum(len(answer.token_ids) for answer in answers) / len(answers),
+        "ended_ratio": sum(answer.ended == "eos" for answer in answers) / len(answers),
+        "tokens_per_s": num_tokens / elapsed,
+        "time_s": elapsed,
+    }
+
+
+def _batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    return [prompts[first : first + size] for first in range(0, len(prompts), size)]
+
+
+def _num_tokens(groups: Sequence[AnswerGroup]) -> int:
+    return sum(len(answer.token_ids) for group in groups for answer in group.answers)
