@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
+import torch._dynamo
 
 from actors.adapters import changes_nothing, check_adapter, engine_checksum, expected_shapes, target_names
 from configs.schema import Dtype, GeneratorConfig, LoraConfig
@@ -242,6 +243,7 @@ def engine_settings(config: GeneratorConfig, lora: LoraConfig, targets: list[str
         # Without it every layer gets a slot, the output layer too, and pays for it at every token.
         "lora_target_modules": targets,
         "worker_extension_cls": "actors.lora_worker.LoraWorker",
+        "use_tqdm_on_load": False,
         "tensor_parallel_size": config.tensor_parallel,
         "enforce_eager": config.enforce_eager or not on_gpu,
     }
@@ -277,7 +279,9 @@ def _vllm_environment(threads: int | None, *, on_gpu: bool) -> Iterator[None]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
     if not on_gpu:
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling the sampler takes longer than it saves
+        # Compiling the sampler takes longer than it saves. Torch has read the environment already, vLLM reads it now.
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
         threads = threads or len(os.sched_getaffinity(0))
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else vLLM goes down to one thread
         torch.set_num_threads(threads)  # OpenMP has read the environment long ago

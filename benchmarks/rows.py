@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parse(argv)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     adapters = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(base, adapters)
+    model = peft.get_peft_model(base, adapters).to(device)
     update(model, make_micro_batches([make_group(8, 8, 100)], rows="shared", max_tokens=options.max_tokens))  # warm up
     rows = list[Measured]()
     print(HEAD, flush=True)
@@ -116,7 +116,9 @@ def measure(model: torch.nn.Module, group: AnswerGroup, max_tokens: int, repeats
     ]
 
 
-def update(model: torch.nn.Module, batches: Sequence[MicroBatch], clock: Clock = time.perf_counter) -> tuple[float, float]:
+def update(
+    model: torch.nn.Module, batches: Sequence[MicroBatch], clock: Clock = time.perf_counter
+) -> tuple[float, float]:
     """Seconds and peak GiB of one update from a fresh optimizer."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6)

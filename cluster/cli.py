@@ -182,10 +182,11 @@ def _show(console: StreamConsole, run: str, as_json: bool) -> None:
 
 
 def _next_steps(recipe: Recipe, folder: str) -> list[str]:
+    rank = max(8, 1 << (recipe.lora.rank - 1).bit_length())  # vLLM has room for powers of two
     return [
         f"tenfold show {folder}",
         "    prints this page again",
-        f"vllm serve {recipe.model.path} --enable-lora --max-lora-rank {recipe.lora.rank} --lora-modules "
+        f"vllm serve {recipe.model.path} --enable-lora --max-lora-rank {rank} --lora-modules "
         f"aligned={folder}/models/policy",
         "    serves the policy; plain transformers with peft loads the same folder",
         "tenfold run RECIPE name=mine data.prompts=my_prompts.jsonl",

@@ -68,10 +68,11 @@ def rows_attention(
 
     Args:
         query: [B, heads, L, head size]; key and value: the same with key heads.
-        attention_mask: a FlexAttention mask; or for SDPA, which is used where no `rows` are given.
+        attention_mask: for FlexAttention where it is a BlockMask; else for SDPA, which is used without `rows`.
         rows: what the pieces of a micro-batch see; B is 1.
     """
     if rows is None:
+        assert not isinstance(attention_mask, BlockMask)
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     assert dropout == 0, "dropout is off in every role"
     _check_plain(kwargs, rows.longest)

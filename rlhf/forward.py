@@ -34,7 +34,7 @@ def token_logprobs(
     """
     assert temperature > 0
     hidden = hidden_states(model, micro_batch)
-    head = _plain(model).get_output_embeddings()
+    head = cast(torch.nn.Module, _plain(model).get_output_embeddings())
     parts = [
         _chunk_logprobs(head, some, targets, temperature)
         for some, targets in zip(hidden.split(chunk), micro_batch.target_ids.split(chunk), strict=True)

@@ -118,7 +118,7 @@ def _find(source: str) -> dict[str, Any]:
 def _load(source: str, where: dict[str, Any], dtype: Dtype | None) -> tuple[Any, Any]:
     kind = dtype or ("float32" if "gguf_file" in where else "auto")
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             **where, dtype=kind if kind == "auto" else getattr(torch, kind), output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(**where)

@@ -8,7 +8,7 @@ other in a micro-batch, without padding; a token never sees another row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -79,10 +79,8 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same micro-batch on `device`."""
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        return MicroBatch(
-            **{name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in parts.items()}
-        )
+        moved = {part.name: getattr(self, part.name).to(device) for part in fields(self) if part.name != "pieces"}
+        return replace(self, **moved)
 
 
 def visible(row: torch.Tensor, branch: torch.Tensor) -> MaskRule:

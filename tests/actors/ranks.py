@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from configs.schema import Recipe
 from rlhf.records import Answer, AnswerGroup, Message, Prompt, Ranking, RoleState, Rollout
@@ -89,7 +89,7 @@ def same_bits(a: RoleState, b: RoleState) -> bool:
 
 def run_ranks(world_size: int, scenario: Scenario, model: Path, folder: Path) -> list[dict[str, Any]]:
     """What the scenario gives on each rank, each in a process of its own."""
-    torch.multiprocessing.spawn(_rank, (world_size, scenario, model, folder), nprocs=world_size)
+    spawn(_rank, (world_size, scenario, model, folder), nprocs=world_size)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 

@@ -14,9 +14,9 @@ from actors.learner import Learner, Loss
 from configs.schema import LearnerConfig, LoraConfig, ModelConfig, OptimizerConfig
 from rlhf.errors import ModelError, StoreError
 from rlhf.forward import token_logprobs, token_values
-from rlhf.records import AnswerGroup, RoleState
+from rlhf.records import AnswerGroup
 from rlhf.rows import MicroBatch, Rows, make_micro_batches
-from tests.actors.ranks import make_groups
+from tests.actors.ranks import Tensors, distance, make_groups, num_tokens, same_bits
 
 ADAM = OptimizerConfig(lr=1e-2, weight_decay=0.1)
 

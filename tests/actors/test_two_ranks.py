@@ -99,8 +99,7 @@ def _roles(rank: int, world_size: int, model: Path, learner: dict[str, Any]) -> 
         return Base(recipe.model, recipe.lora, seed=0)
 
     policy = Policy(base(), recipe, rank, world_size)
-    own = policy.logprobs(mine)
-    old = torch.nn.functional.pad(_from_ranks(own, world_size), (0, 0))
+    old = _from_ranks(policy.logprobs(mine), world_size)
     results: Results = {"policy": {"metrics": policy.update(rollout_of(groups, recipe, old)), "state": policy.state()}}
     results["policy"]["old"] = old
     one_step = Policy(base(), single, rank, world_size)
@@ -109,8 +108,8 @@ def _roles(rank: int, world_size: int, model: Path, learner: dict[str, Any]) -> 
     critic = Critic(base(), recipe, rank, world_size)
     results["critic"] = {"metrics": critic.update(rollout_of(groups, recipe, old)), "state": critic.state()}
     reward = Reward(base(), recipe, rank, world_size)
-    metrics = [reward.fit(g, make_rankings(g)) for g in (groups, groups[:1])][0]
-    results["reward"] = {"metrics": metrics, "state": reward.state()}
+    metrics = [reward.fit(some, make_rankings(some)) for some in (groups, groups[:1])]
+    results["reward"] = {"metrics": metrics[0], "state": reward.state()}
     results["reward"]["old"] = _from_ranks(reward.scores(mine)[:, None], world_size)
     return results
 

@@ -82,8 +82,8 @@ def test_what_is_split_over_ranks_comes_back_in_order_and_padded(team: RayTeam, 
 def test_both_ranks_had_a_part(team: RayTeam, groups: list[AnswerGroup]) -> None:
     team.policy.logprobs(groups)
     states = team.policy.group.call_all("policy", "state")
-    # Tokens with the prompt: 6, 9, 8, 7, 7. Rank 0: 9 (1), 7 (4), 6 (0); rank 1: 8 (2), 7 (3).
-    assert [state.values["num_groups"] for state in states] == [3, 2]
+    # Tokens with the prompt: 6, 9, 8, 7, 7. Rank 0 takes 9, then 7; rank 1 takes 8, 7, then 6.
+    assert [state.values["num_groups"] for state in states] == [2, 3]
 
 
 def test_fewer_groups_than_ranks_are_no_trouble(team: RayTeam, groups: list[AnswerGroup]) -> None:

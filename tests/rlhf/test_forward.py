@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlhf import attention
 from rlhf.errors import ModelError
 from rlhf.forward import hidden_states, last_token_hidden, token_logprobs, token_values
 from rlhf.records import Answer, AnswerGroup, Prompt
-from rlhf.rows import make_micro_batches, scatter, visible
+from rlhf.rows import MicroBatch, Rows, make_micro_batches, scatter
 
 EOS = 257
 TEMPERATURE = 0.7
@@ -52,7 +50,7 @@ def plain(tiny_model: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="eager")
 
 
-def naive(plain: PreTrainedModel, of: Callable[[AnswerGroup, Answer, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def naive(of: Callable[[AnswerGroup, Answer, torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """[N, T] of what `of` makes from each answer's own forward pass."""
     rows = list[torch.Tensor]()
     for group in GROUPS:
@@ -67,7 +65,7 @@ def naive_logprobs(plain: PreTrainedModel, temperature: float = TEMPERATURE) -> 
         logits = plain(ids).logits[0, len(group.prompt.token_ids) - 1 : -1] / temperature
         return torch.stack([torch.log_softmax(row, -1)[t] for row, t in zip(logits, answer.token_ids, strict=True)])
 
-    return naive(plain, of)
+    return naive(of)
 
 
 def naive_hidden(plain: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -75,11 +73,11 @@ def naive_hidden(plain: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def over_rows(
-    forward: Callable[..., torch.Tensor], rows: str, max_tokens: int, backward: bool = False
+    forward: Callable[..., torch.Tensor], rows: Rows, max_tokens: int, backward: bool = False
 ) -> torch.Tensor:
     """[N, T] of what `forward` gives for each micro-batch."""
     out = torch.zeros(NUM_ANSWERS, LONGEST)
-    for batch in make_micro_batches(GROUPS, rows=rows, max_tokens=max_tokens):  # type: ignore[arg-type]
+    for batch in make_micro_batches(GROUPS, rows=rows, max_tokens=max_tokens):
         values = forward(batch)
         scatter(values, batch, out)
         if backward:
@@ -92,6 +90,18 @@ def weigh(values: torch.Tensor, answer: torch.Tensor, step: torch.Tensor) -> tor
     return (values * torch.cos(answer + 0.3 * step)).sum()
 
 
+def one_batch() -> MicroBatch:
+    """All groups in shared rows."""
+    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
+    return batch
+
+
+def head_of(model: PreTrainedModel) -> torch.nn.Module:
+    head = model.get_output_embeddings()
+    assert head is not None
+    return head
+
+
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
@@ -101,15 +111,13 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert torch.allclose(gradient, expected[name], rtol=0, atol=1e-5 * float(expected[name].abs().max())), name
 
 
-CUTS = pytest.mark.parametrize(
-    ("rows", "max_tokens"),
-    [("shared", 1000), ("shared", 20), ("shared", 12), ("shared", 1), ("separate", 1000), ("separate", 1), ("auto", 30)],
-)
+SPLITS = [("shared", 1000), ("shared", 20), ("shared", 12), ("shared", 1), ("separate", 1000), ("separate", 1)]
+CUTS = pytest.mark.parametrize(("rows", "max_tokens"), [*SPLITS, ("auto", 30)])
 
 
 @CUTS
 def test_logprobs_of_rows_are_those_of_separate_sequences(
-    model: PreTrainedModel, plain: PreTrainedModel, rows: str, max_tokens: int
+    model: PreTrainedModel, plain: PreTrainedModel, rows: Rows, max_tokens: int
 ) -> None:
     with torch.no_grad():
         found = over_rows(lambda batch: token_logprobs(model, batch, TEMPERATURE)[0], rows, max_tokens)
@@ -119,9 +127,9 @@ def test_logprobs_of_rows_are_those_of_separate_sequences(
 @CUTS
 @pytest.mark.parametrize("head", ["frozen head", "trained head"])
 def test_gradients_of_rows_are_those_of_separate_sequences(
-    model: PreTrainedModel, plain: PreTrainedModel, rows: str, max_tokens: int, head: str
+    model: PreTrainedModel, plain: PreTrainedModel, rows: Rows, max_tokens: int, head: str
 ) -> None:
-    model.get_output_embeddings().requires_grad_(head == "trained head")
+    head_of(model).requires_grad_(head == "trained head")
     found = over_rows(
         lambda batch: token_logprobs(model, batch, TEMPERATURE, chunk=5)[0], rows, max_tokens, backward=True
     )
@@ -135,13 +143,11 @@ def test_gradients_of_rows_are_those_of_separate_sequences(
 
 @CUTS
 def test_values_and_their_gradients_are_those_of_separate_sequences(
-    model: PreTrainedModel, plain: PreTrainedModel, rows: str, max_tokens: int
+    model: PreTrainedModel, plain: PreTrainedModel, rows: Rows, max_tokens: int
 ) -> None:
     head = torch.nn.Linear(128, 1)
     found = over_rows(lambda batch: token_values(model, head, batch), rows, max_tokens, backward=True)
-    expected = naive(
-        plain, lambda group, _, ids: head(naive_hidden(plain, ids))[len(group.prompt.token_ids) - 1 : -1, 0]
-    )
+    expected = naive(lambda group, _, ids: head(naive_hidden(plain, ids))[len(group.prompt.token_ids) - 1 : -1, 0])
     at = torch.meshgrid(torch.arange(NUM_ANSWERS), torch.arange(LONGEST), indexing="ij")
     weigh(expected, *at).backward()
     assert torch.allclose(found, expected, atol=2e-5)
@@ -150,11 +156,11 @@ def test_values_and_their_gradients_are_those_of_separate_sequences(
 
 @CUTS
 def test_the_hidden_state_of_the_last_token_is_that_of_the_separate_sequence(
-    model: PreTrainedModel, plain: PreTrainedModel, rows: str, max_tokens: int
+    model: PreTrainedModel, plain: PreTrainedModel, rows: Rows, max_tokens: int
 ) -> None:
     found = torch.zeros(NUM_ANSWERS, 128)
     with torch.no_grad():
-        for batch in make_micro_batches(GROUPS, rows=rows, max_tokens=max_tokens):  # type: ignore[arg-type]
+        for batch in make_micro_batches(GROUPS, rows=rows, max_tokens=max_tokens):
             hidden, answers = last_token_hidden(model, batch)
             found[answers] = hidden
         sequences = [[*group.prompt.token_ids, *answer.token_ids] for group in GROUPS for answer in group.answers]
@@ -167,8 +173,8 @@ def test_the_hidden_state_of_the_last_token_is_that_of_the_separate_sequence(
 def test_the_chunk_does_not_change_logprobs_entropies_or_gradients(
     model: PreTrainedModel, chunk: int, head: str
 ) -> None:
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
-    model.get_output_embeddings().requires_grad_(head == "trained head")
+    batch = one_batch()
+    head_of(model).requires_grad_(head == "trained head")
     results = list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]()
     for size in (chunk, 16):
         model.zero_grad()
@@ -181,8 +187,8 @@ def test_the_chunk_does_not_change_logprobs_entropies_or_gradients(
 
 
 def test_a_pass_without_gradients_gives_the_same_logprobs_and_entropies(model: PreTrainedModel) -> None:
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
-    model.get_output_embeddings().requires_grad_(False)
+    batch = one_batch()
+    head_of(model).requires_grad_(False)
     with_gradients = token_logprobs(model, batch, TEMPERATURE)
     with torch.no_grad():
         without = token_logprobs(model, batch, TEMPERATURE)
@@ -196,7 +202,7 @@ def test_the_entropy_is_that_of_the_whole_distribution(model: PreTrainedModel, p
 
     with torch.no_grad():
         found = over_rows(lambda batch: token_logprobs(model, batch, TEMPERATURE)[1], "shared", 1000)
-        assert torch.allclose(found, naive(plain, of), atol=2e-5)
+        assert torch.allclose(found, naive(of), atol=2e-5)
 
 
 def test_logits_are_divided_by_the_temperature(model: PreTrainedModel, plain: PreTrainedModel) -> None:
@@ -207,9 +213,9 @@ def test_logits_are_divided_by_the_temperature(model: PreTrainedModel, plain: Pr
 
 
 def test_no_tensor_of_all_positions_and_the_whole_vocabulary_is_made(model: PreTrainedModel) -> None:
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
+    batch = one_batch()
     sizes = list[int]()
-    head = model.get_output_embeddings()
+    head = head_of(model)
     head.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.shape[0]))
     for trained in (True, False):
         head.requires_grad_(trained)
@@ -219,7 +225,7 @@ def test_no_tensor_of_all_positions_and_the_whole_vocabulary_is_made(model: PreT
 
 
 def test_gradient_checkpointing_changes_nothing(model: PreTrainedModel) -> None:
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
+    batch = one_batch()
     token_logprobs(model, batch, 1.0)[0].sum().backward()
     expected = {name: gradient.clone() for name, gradient in gradients(model).items()}
     model.zero_grad()
@@ -234,35 +240,20 @@ def test_a_wrapper_with_a_base_model_is_looked_into(model: PreTrainedModel) -> N
         def get_base_model(self) -> torch.nn.Module:
             return model
 
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
+    batch = one_batch()
     with torch.no_grad():
         assert torch.equal(hidden_states(Wrapped(), batch), hidden_states(model, batch))
 
 
-def test_a_padded_batch_means_the_same_after_rows_were_used(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
-    ids = torch.tensor([[261, 261, 5, 6], [1, 2, 3, 4]])
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    with torch.no_grad():
-        hidden_states(model, batch)
-        found, expected = (one(ids, attention_mask=mask).logits for one in (model, plain))
-    assert torch.allclose(found[mask.bool()], expected[mask.bool()], atol=2e-5)
-
-
-def test_flex_attention_takes_the_same_rule(model: PreTrainedModel) -> None:
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
-    query, key, value = torch.randn(3, 1, 2, batch.num_tokens, 16, generator=torch.Generator().manual_seed(0))
-    block = create_block_mask(
-        visible(batch.row, batch.branch), None, None, batch.num_tokens, batch.num_tokens, device="cpu"
-    )
-    dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=batch.mask)
-    with pytest.warns(UserWarning, match="flex_attention called without torch.compile"):
-        assert torch.allclose(flex_attention(query, key, value, block_mask=block), dense, atol=1e-5)
+def test_a_model_whose_layers_are_not_attention_is_refused(model: PreTrainedModel) -> None:
+    model.config.layer_types = ["linear_attention"]
+    with pytest.raises(ModelError, match="linear_attention"):
+        hidden_states(model, one_batch())
 
 
 @pytest.mark.gpu
 def test_logprobs_and_gradients_on_a_gpu_are_those_on_a_cpu(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    on_gpu = plain.to("cuda")
+    on_gpu = torch.nn.Module.to(plain, "cuda")
     for batch in make_micro_batches(GROUPS, rows="shared", max_tokens=30):
         found = token_logprobs(on_gpu, batch.to("cuda"), TEMPERATURE)[0]
         expected = token_logprobs(model, batch, TEMPERATURE)[0]
@@ -272,36 +263,3 @@ def test_logprobs_and_gradients_on_a_gpu_are_those_on_a_cpu(model: PreTrainedMod
     for name, gradient in gradients(on_gpu).items():
         reference = gradients(model)[name]
         assert torch.allclose(gradient.cpu(), reference, rtol=0, atol=1e-3 * float(reference.abs().max())), name
-
-
-def tiny_qwen(**options: object) -> PreTrainedModel:
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 300}
-    return Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, **options))
-
-
-def first_batch(lengths: Sequence[tuple[int, list[int]]] = LENGTHS):
-    (batch,) = make_micro_batches(GROUPS, rows="shared", max_tokens=1000)
-    return batch
-
-
-def test_a_sliding_window_that_is_too_short_is_refused() -> None:
-    # The longest sequence has 9 + 12 tokens.
-    roomy = tiny_qwen(use_sliding_window=True, sliding_window=21, max_window_layers=0)
-    hidden_states(roomy, first_batch())
-    narrow = tiny_qwen(use_sliding_window=True, sliding_window=20, max_window_layers=0)
-    with pytest.raises(ModelError, match=r"21 tokens.*see 20 tokens back"):
-        hidden_states(narrow, first_batch())
-
-
-def test_a_model_whose_layers_are_not_attention_is_refused() -> None:
-    model = tiny_qwen()
-    model.config.layer_types = ["linear_attention"]
-    with pytest.raises(ModelError, match="linear_attention"):
-        hidden_states(model, first_batch())
-
-
-def test_attention_that_has_no_rows_is_transformers_own(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    model.set_attn_implementation(attention.NAME)
-    ids = torch.arange(6)[None]
-    with torch.no_grad():
-        assert torch.allclose(model(ids).logits, plain(ids).logits, atol=2e-5)

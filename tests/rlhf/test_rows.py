@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf.records import Answer, AnswerGroup, Prompt
-from rlhf.rows import MicroBatch, choose_rows, make_micro_batches, scatter
+from rlhf.rows import MicroBatch, Rows, choose_rows, make_micro_batches, scatter
 
 
 def make_group(prompt: Sequence[int], *answers: Sequence[int]) -> AnswerGroup:
@@ -105,16 +105,16 @@ def test_rows_of_several_groups_share_a_micro_batch() -> None:
 
 
 @pytest.mark.parametrize("rows", ["shared", "separate", "auto"])
-def test_an_answer_longer_than_the_limit_gets_a_micro_batch_of_its_own(rows: str) -> None:
-    batches = make_micro_batches([sized_group(2, 1, 50, 1)], rows=rows, max_tokens=10)  # type: ignore[arg-type]
+def test_an_answer_longer_than_the_limit_gets_a_micro_batch_of_its_own(rows: Rows) -> None:
+    batches = make_micro_batches([sized_group(2, 1, 50, 1)], rows=rows, max_tokens=10)
     assert answers_of(batches) == [[0], [1], [2]]
     assert max(batch.num_tokens for batch in batches) == 52
 
 
 @pytest.mark.parametrize("rows", ["shared", "separate"])
-def test_indices_choose_answers_by_their_flat_place(rows: str) -> None:
+def test_indices_choose_answers_by_their_flat_place(rows: Rows) -> None:
     groups = [sized_group(2, 1, 2, 3), sized_group(2, 1), sized_group(2, 4, 5)]
-    (batch,) = make_micro_batches(groups, [5, 0, 2], rows=rows, max_tokens=100)  # type: ignore[arg-type]
+    (batch,) = make_micro_batches(groups, [5, 0, 2], rows=rows, max_tokens=100)
     assert batch.last_answer.tolist() == [0, 2, 5]
     assert torch.bincount(batch.answer, minlength=6).tolist() == [1, 0, 3, 0, 0, 5]
 
