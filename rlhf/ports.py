@@ -139,7 +139,6 @@ class Console(Protocol):
         ...
 
 
-
 class Team(Protocol):
     """The roles of a run, built when first asked for."""
 
@@ -157,3 +156,7 @@ class Team(Protocol):
 
     @property
     def generator(self) -> Generator: ...
+
+    def stats(self) -> dict[str, float]:
+        """`memory/*` of the workers that are there, in GiB."""
+        ...

@@ -224,6 +224,9 @@ class FakeTeam:
         self.critic = MeanCritic()
         self.generator = TableGenerator()
 
+    def stats(self) -> dict[str, float]:
+        return {"memory/trainer-0_pss_gib": 1.0}
+
 
 class WordChat:
     """Encodes text one character a token; decodes to words."""

@@ -46,7 +46,8 @@ def run(context: Context) -> dict[str, object]:
             with phase("update"):
                 metrics |= update(context, rollout)
             controller.update(rollout.metrics.get("objective/kl", 0.0), len(rollout.scores))
-            metrics |= dict(rollout.metrics) | phase.metrics() | {"objective/beta": rollout.beta}
+            metrics |= dict(rollout.metrics) | {"objective/beta": rollout.beta}
+            metrics |= phase.metrics() | team.stats()
             context.tracker.log("ppo", step + 1, metrics)
             context.tracker.table("ppo", step + 1, "completions", COLUMNS, table(context, rollout))
             if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:

@@ -18,6 +18,10 @@ from rlhf.rollout import answer_mask, make_rollout
 Tensors = Mapping[str, torch.Tensor]
 Scenario = Callable[[int, int, Path], dict[str, Any]]
 
+# AdamW divides a gradient by its own size, so that one which is noise moves a parameter as far as any other. Updates
+# compare only where noise (about 1e-8) is far below this.
+EPS = 1e-4
+
 
 def make_groups(num: int = 3, num_answers: int = 4, seed: int = 0) -> list[AnswerGroup]:
     """Groups of random tokens, of different lengths; the engine's logprobs are about right in size only."""
@@ -56,12 +60,13 @@ def rollout_of(
     """A rollout with made-up scores and values."""
     generator = torch.Generator().manual_seed(step)
     mask = answer_mask(groups)
+    scores = torch.randn(len(mask), generator=generator)
     values = 0.1 * torch.randn(mask.shape, generator=generator) if recipe.ppo.advantage == "gae" else None
     ref = None if old_logprobs is None else old_logprobs + 0.1 * torch.randn(mask.shape, generator=generator)
     return make_rollout(
         step,
         groups,
-        scores=torch.randn(len(mask), generator=generator),
+        scores=scores,
         old_logprobs=old_logprobs,
         ref_logprobs=ref,
         values=values,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,28 @@ from actors.base import Base
 from actors.critic import Critic
 from actors.reward import Reward
 from configs.schema import Recipe
+from rlhf.records import Answer, AnswerGroup
 from rlhf.rollout import answer_mask
-from tests.actors.ranks import distance, make_groups, make_rankings, rollout_of, same_bits
+from tests.actors.ranks import EPS, distance, make_groups, make_rankings, rollout_of, same_bits
 from tests.recipes import tiny_recipe
 
 
 def make_recipe(model: Path, folder: Path, **learner: Any) -> Recipe:
     cut = {"micro_batch_tokens": 10_000, "rows": "shared"} | learner
-    return tiny_recipe(model, folder, learner=cut, ppo={"kl": {"beta": 0.0}, "value_clip": None})
+    return tiny_recipe(
+        model,
+        folder,
+        learner=cut,
+        ppo={"kl": {"beta": 0.0}, "value_clip": None, "critic_optimizer": {"lr": 1e-3, "eps": EPS}},
+    )
 
 
 def make_critic(recipe: Recipe) -> Critic:
     return Critic(Base(recipe.model, recipe.lora, seed=recipe.seed), recipe, 0, 1)
+
+
+def without_last(answer: Answer) -> Answer:
+    return dataclasses.replace(answer, token_ids=answer.token_ids[:-1], logprobs=answer.logprobs[:-1])
 
 
 def test_values_are_zero_at_the_start(tiny_model: Path, tmp_path: Path, process_group: None):
@@ -52,7 +63,7 @@ def test_values_learn_the_returns(tiny_model: Path, tmp_path: Path, process_grou
     assert losses[-1] < 0.3 * losses[0]
     assert rollout.returns is not None
     left = (critic.values(groups) - rollout.returns)[rollout.mask].square().mean() / 2
-    assert float(left) < losses[-1]
+    assert critic.update(rollout)["loss/value_avg"] == pytest.approx(float(left), rel=1e-4)
 
 
 @pytest.mark.parametrize("learner", [{"micro_batch_tokens": 30}, {"rows": "separate"}, {"zero_stage": 1}])
@@ -67,7 +78,7 @@ def test_an_update_is_the_same_however_it_is_split(
             metrics = critic.update(rollout_of(make_groups(seed=step), recipe, None, step))
         tensors = {n: t for n, t in critic.state().tensors.items() if n.startswith("model.")}
         results.append((tensors, metrics))
-    assert distance(results[0][0], results[1][0]) < 3e-4
+    assert distance(results[0][0], results[1][0]) < 1e-5
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-3)
 
 
@@ -84,14 +95,7 @@ def test_a_critic_started_from_the_reward_model_ends_at_its_score(
     values = critic.values(groups)
     # The value before an answer's last token is the score of that answer without it.
     shorter = [
-        type(group)(
-            group.prompt,
-            tuple(
-                type(a)(a.token_ids[:-1], a.logprobs[:-1], a.ended, a.version, a.text)
-                for a in group.answers
-                if len(a.token_ids) > 1
-            ),
-        )
+        AnswerGroup(group.prompt, tuple(without_last(a) for a in group.answers if len(a.token_ids) > 1))
         for group in groups
     ]
     lengths = torch.tensor([len(a.token_ids) for group in groups for a in group.answers])

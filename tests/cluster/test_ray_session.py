@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_a_session_leaves_no_process_no_file_and_no_shared_memory() -> None:
     with RaySession(ClusterConfig(), num_cpus=2, num_gpus=0) as session:
         assert signal.getsignal(signal.SIGTERM) is handler  # SIGTERM stays the controller's
         assert (session.resources.cpus, session.resources.gpus) == (2, 0)
-        assert ray.get(ray.remote(os.getpid).remote(), timeout=60) != os.getpid()
+        assert ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=60) != os.getpid()
         log_dir = session.log_dir
         assert log_dir is not None and log_dir.is_dir()
         family = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
@@ -43,5 +44,6 @@ def test_a_session_leaves_no_process_no_file_and_no_shared_memory() -> None:
 def test_logs_are_kept_when_the_run_fails() -> None:
     with pytest.raises(ZeroDivisionError), RaySession(ClusterConfig(), num_cpus=1) as session:
         _ = 1 / 0
-    assert session.log_dir is not None and list(session.log_dir.rglob("raylet.out"))
     assert not ray.is_initialized()
+    assert session.log_dir is not None and list(session.log_dir.rglob("raylet.out"))
+    shutil.rmtree(session.log_dir)

@@ -20,6 +20,7 @@ def test_the_score_rises(make_context: MakeContext) -> None:
     results = ppo.run(context)
     assert results["last"]["objective/scores"] > results["first"]["objective/scores"] + 0.2  # type: ignore[index]
     assert context.store.load_role("policy") is not None
+    assert all(row["memory/trainer-0_pss_gib"] == 1.0 for row in metrics_of(context))
 
 
 def test_three_steps_and_a_resume_and_three_steps_are_six_steps(make_context: MakeContext) -> None:
