@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -44,6 +45,8 @@ def attach(rank: int, world_size: int) -> None:
     group = (torch.distributed.get_rank(), torch.distributed.get_world_size())
     assert group == (rank, world_size), f"the process group is {group}, the learner was told {(rank, world_size)}"
     logger.setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that torch is about to change, and every call would say so.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning)
     if not torch.cuda.is_available():
         # Else DeepSpeed compiles, for half a minute, collectives that only its inference uses.
         deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]

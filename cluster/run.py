@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from cluster.console import StreamConsole
+from cluster.tracker import sync_command
 from configs.errors import ConfigError
 from configs.schema import STAGES, Recipe, Stage
 from rlhf.errors import DataError, TenfoldError
@@ -203,5 +204,5 @@ def places(folder: Path, tracker: str = "", sync: str = "") -> Places:
     offline = sorted(folder.glob("wandb/offline-run-*"))
     if not tracker and offline:
         tracker = str(offline[-1])
-        sync = f"wandb sync {folder}/wandb/offline-run-*-{offline[-1].name.rsplit('-', 1)[-1]}"
+        sync = sync_command(folder, offline[-1].name.split("-")[3])  # offline-run-TIME-ID, and a number at times
     return Places(str(folder), str(adapter) if adapter.is_dir() else "", tracker, sync)

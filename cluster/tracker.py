@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.errors import TenfoldError
@@ -88,15 +89,18 @@ class WandbTracker:
                 self._console.warn(f"W&B cannot be reached ({error}); the run is kept offline")
                 mode, run = "offline", _init(recipe, self._store, run_id, "offline")
         if mode == "offline":
-            # All segments of this run: each start of the command makes one.
-            pattern = self._store.folder / "wandb" / f"offline-run-*-{run_id}"
-            self.sync_command = f"wandb sync --include-synced {pattern}"
+            self.sync_command = sync_command(self._store.folder, run_id)
             self._place = run.settings.sync_dir
             self._console.say(f"W&B: kept offline in {self._place}; upload it with `{self.sync_command}`")
         else:
             self._place = run.url or ""
             self._console.say(f"W&B: {self._place}")
         return run
+
+
+def sync_command(folder: Path, run_id: str) -> str:
+    """What uploads all offline segments of a run: each start makes one, numbered where two began in one second."""
+    return f"wandb sync --include-synced {folder}/wandb/offline-run-*-{run_id}*"
 
 
 def choose_mode(config: TrackerConfig, environ: Mapping[str, str]) -> Mode:

@@ -20,7 +20,7 @@ PROMPT = 0  # the branch of prompt tokens; answers of a row are branches 1, 2, â
 
 # What attention costs: so much per (query, key) pair, where everything else costs 1 per token. Measured by
 # benchmarks/rows.py on a 135M model on a CPU; it falls as models get wider, and then shared rows win by more.
-PAIR_COST = 1e-3
+PAIR_COST = 4e-4
 
 Rows = Literal["auto", "shared", "separate"]
 MaskRule = Callable[[object, object, torch.Tensor, torch.Tensor], torch.Tensor]

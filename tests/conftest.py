@@ -25,7 +25,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips `gpu` tests where there is no GPU."""
+    """Skips `gpu` tests where there is no GPU; puts those that start vLLM in this process at the end."""
+    # vLLM leaves its process without a process group, and with an environment in which nothing is compiled.
+    items.sort(key=lambda item: bool(item.get_closest_marker("vllm")) and not item.get_closest_marker("ray"))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -18,5 +18,6 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     store: Path = tmp_path_factory.mktemp("group") / "store"
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():  # vLLM, in the last tests, may have ended it
+        torch.distributed.destroy_process_group()
     torch.set_num_threads(threads)

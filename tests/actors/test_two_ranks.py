@@ -22,6 +22,11 @@ from tests.actors.ranks import EPS, distance, make_groups, make_rankings, num_to
 from tests.recipes import tiny_recipe
 
 STAGES = (0, 1, 2, 3)
+CUTS: dict[str, dict[str, Any]] = {
+    "whole": {"zero_stage": 0, "rows": "shared", "micro_batch_tokens": 10_000},
+    "in pieces": {"zero_stage": 0, "rows": "separate", "micro_batch_tokens": 60},
+    "spread": {"zero_stage": 3, "rows": "shared", "micro_batch_tokens": 60},
+}
 Results = dict[str, Any]
 
 
@@ -30,10 +35,9 @@ def scenario(rank: int, world_size: int, model: Path) -> Results:
     results: Results = {"bits": {}}
     for stage in STAGES if world_size > 1 else (0,):
         results[f"learner {stage}"], results["bits"][stage] = _learner(rank, world_size, model, stage)
-    for stage in (0, 3) if world_size > 1 else (0,):
-        for rows, tokens in (("shared", 10_000), ("separate", 60)):
-            roles = _roles(rank, world_size, model, {"zero_stage": stage, "rows": rows, "micro_batch_tokens": tokens})
-            results |= {f"{role} {stage} {rows}": result for role, result in roles.items()}
+    for name in CUTS if world_size > 1 else ("whole",):
+        roles = _roles(rank, world_size, model, CUTS[name])
+        results |= {f"{role} {name}": result for role, result in roles.items()}
     return results
 
 
@@ -179,15 +183,12 @@ def test_the_state_of_two_ranks_is_taken_up_by_one(
     assert same_bits(learner.state(), saved)
 
 
-@pytest.mark.parametrize("rows", ["shared", "separate"])
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("role", ["policy", "one step", "critic", "reward"])
-def test_a_role_on_two_ranks_does_what_it_does_on_one(
-    one: Results, two: list[Results], role: str, stage: int, rows: str
-):
-    expected = one[f"{role} 0 shared"]
+def test_a_role_on_two_ranks_does_what_it_does_on_one(one: Results, two: list[Results], role: str, cut: str):
+    expected = one[f"{role} whole"]
     for results in two:
-        found = results[f"{role} {stage} {rows}"]
+        found = results[f"{role} {cut}"]
         assert distance(parameters(found["state"]), parameters(expected["state"])) < 1e-5
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=2e-3, abs=1e-5)
         if "old" in expected:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tracker import TrackerError, WandbTracker, choose_mode
+from cluster.run import places
+from cluster.tracker import TrackerError, WandbTracker, choose_mode, sync_command
 from configs.load import make_recipe
 from configs.schema import Recipe, TrackerConfig
 from rlhf.store import RunStore
@@ -27,6 +28,14 @@ def recipe(tmp_path: Path) -> Recipe:
         "rules": [{"name": "short"}],
     }
     return make_recipe(tree, "test")
+
+
+def test_the_upload_takes_segments_that_began_in_one_second(tmp_path: Path) -> None:
+    names = ["offline-run-20261124_100821-8344a55e73ee", "offline-run-20261124_100821-8344a55e73ee-1"]
+    for name in [*names, "offline-run-20261124_100820-0000a55e73ee"]:
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    pattern = places(tmp_path).sync.split("/")[-1]
+    assert sorted(path.name for path in tmp_path.glob(f"wandb/{pattern}")) == names
 
 
 @pytest.mark.timeout(120)
@@ -54,7 +63,7 @@ def test_a_run_read_back_holds_the_metrics_and_the_table_of_both_starts(recipe: 
     assert rows[2]["objective/kl"] == 0.25
     segments = sorted(folder.glob("wandb/offline-run-*"))
     assert len(segments) == 2
-    assert all(segment.name.endswith(str(run_id)) for segment in segments)
+    assert all(segment.match(sync_command(folder, str(run_id)).split("/")[-1]) for segment in segments)
     table = json.loads((segments[0] / "files" / str(rows[1]["completions/path"])).read_text())
     assert table == {"columns": columns, "data": [[1, "why?", "because"]]}
     runs = [r.run for r in records(next(segments[0].glob("*.wandb"))) if r.WhichOneof("record_type") == "run"]
