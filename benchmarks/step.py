@@ -211,18 +211,27 @@ def make_venv(venv: Path) -> None:
 
 
 def make_prompts(chat: ChatTokenizer, num_tokens: int, num: int) -> list[Prompt]:
-    """`num` different prompts of at most `num_tokens` tokens with the chat template, as near to it as words allow."""
-    prompts = list[Prompt]()
-    for index in range(num):
-        filler = FILLER.split()
-        words = itertools.islice(itertools.cycle(filler), 7 * index, None)
-        text, prompt = QUESTIONS[index % len(QUESTIONS)], None
-        while len((longer := chat.prompt((Message("user", text),))).token_ids) <= num_tokens:
-            prompt, text = longer, f"{text} {next(words)}"
-        if prompt is None:
-            sys.exit(f"--prompt-tokens {num_tokens}: with the model's chat template, a question alone takes more.")
-        prompts.append(prompt)
-    return prompts
+    """`num` different prompts of exactly `num_tokens` tokens with the chat template: none needs padding."""
+    return [_prompt(chat, QUESTIONS[index % len(QUESTIONS)], 7 * index, num_tokens) for index in range(num)]
+
+
+def _prompt(chat: ChatTokenizer, text: str, start: int, num_tokens: int) -> Prompt:
+    """The question, then filler from its word number `start` on; where the next word is too long, another one."""
+    filler = FILLER.split()
+    prompt = chat.prompt((Message("user", text),))
+    for number in itertools.count(start):
+        if len(prompt.token_ids) >= num_tokens:
+            break
+        turned = [filler[(number + offset) % len(filler)] for offset in range(len(filler))]
+        texts = [*(f"{prompt.text} {word}" for word in turned), f"{prompt.text}!"]
+        longer = (chat.prompt((Message("user", one),)) for one in texts)
+        fits = (one for one in longer if len(prompt.token_ids) < len(one.token_ids) <= num_tokens)
+        prompt = next(fits, None) or sys.exit(f"--prompt-tokens {num_tokens}: no words were found that make so many.")
+    if len(prompt.token_ids) > num_tokens:
+        sys.exit(
+            f"--prompt-tokens {num_tokens}: with the chat template a question alone takes {len(prompt.token_ids)}."
+        )
+    return prompt
 
 
 def medians(runs: dict[str, list[Measured]]) -> dict[str, Measured]:
@@ -239,8 +248,8 @@ def table(options: argparse.Namespace, part: dict[str, Any]) -> str:
     num = len(lengths) * options.answers * options.answer_tokens
     lines = [
         "",
-        f"prompts of {min(lengths)} to {max(lengths)} tokens: {len(lengths)} of them, {options.answers} answers "
-        f"each of {options.answer_tokens} tokens, {num} answer tokens in all; {options.dtype}, "
+        f"{len(lengths)} prompts of {lengths[0]} tokens, {options.answers} answers each of {options.answer_tokens} "
+        f"tokens, {num} answer tokens in all; {options.dtype}, "
         f"{options.threads} threads, median of {options.repeats}",
         f"{'':30}" + "".join(f"{side:>12}" for side in middle) + f"{'TRL / ours':>12}",
     ]

@@ -51,7 +51,7 @@ class TimedTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(*values, **keywords)
 
     def training_step(self, *values: Any, **keywords: Any) -> Any:
-        with self.timed("micro-batch"):
+        with self.timed("training_step"):
             return super().training_step(*values, **keywords)
 
 

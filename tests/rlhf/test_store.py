@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from rlhf.errors import StoreError
 from rlhf.records import Ranking
 from rlhf.store import RunStore
 from tests.rlhf.runs import disk_of, group, opened_again, recipe, role
+
+NOBODY = 65534  # the user id that owns nothing
 
 
 @pytest.fixture
@@ -87,14 +90,19 @@ def test_an_unwritable_run_folder_is_told_with_path_and_remedy(tmp_path: Path):
         RunStore.open(tmp_path / "runs", recipe())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_told(tmp_path: Path):
-    tmp_path.chmod(0o500)
+def test_a_read_only_folder_is_told():
+    folder = Path(tempfile.mkdtemp())  # not under tmp_path, whose parents only its owner may enter
+    folder.chmod(0o555)
+    is_root = os.geteuid() == 0
     try:
+        if is_root:  # who may write anywhere
+            os.seteuid(NOBODY)
         with pytest.raises(StoreError, match="may write to"):
-            RunStore.open(tmp_path, recipe())
+            RunStore.open(folder, recipe())
     finally:
-        tmp_path.chmod(0o700)
+        if is_root:
+            os.seteuid(0)
+        folder.rmdir()
 
 
 def test_a_manifest_of_a_newer_version_is_refused(store: RunStore):
