@@ -30,7 +30,7 @@ from benchmarks.full_length import FULL_LENGTH
 from cluster.console import LineConsole
 from cluster.memory import PeakMemory
 from cluster.ray_session import RaySession
-from cluster.run import run
+from cluster.run import run, termination_raises
 from cluster.team import RayTeam
 from configs.schema import Recipe
 from requirements.install import PYTORCH_CPU_INDEX
@@ -81,7 +81,9 @@ def measure(options: argparse.Namespace, prompts: list[Prompt]) -> dict[str, lis
         for side in list(runs)[:: 1 if repeat % 2 == 0 else -1]:
             print(f"repeat {repeat + 1}: {side}", flush=True)
             with tempfile.TemporaryDirectory(prefix="tenfold-step-") as folder:
-                runs[side].append(sides[side](options, prompts, Path(folder)))
+                measured = sides[side](options, prompts, Path(folder))
+            runs[side].append(measured)
+            print("  " + ", ".join(f"{phase} {measured[phase]:.2f} s" for phase in PHASES if phase in measured))
     return runs
 
 
@@ -288,4 +290,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with termination_raises():  # so that TRL's process and Ray's end with this one
+        main()

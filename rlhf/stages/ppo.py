@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -21,6 +21,9 @@ from rlhf.stages.sample import ROUND
 from rlhf.sync import check_versions, sync
 from rlhf.together import together
 
+CANARY_TOKENS = 32
+COLUMNS = ("step", "prompt", "answer", "rank", "score", "advantage", "ended")  # of the table `completions`
+
 
 def run(context: Context) -> dict[str, object]:
     """First and last metrics of the loop; the policy's adapter is then in the run store."""
@@ -35,7 +38,7 @@ def run(context: Context) -> dict[str, object]:
             phase = Phases(task)
             with phase("sync"):
                 # Also at the first step of a resume, which so is no special case.
-                metrics = sync(team.policy, team.generator, reference(context), context.prompts.train[0].token_ids)
+                metrics = sync(team.policy, team.generator, reference(context), canary(context))
             if config.evaluate_every and step % config.evaluate_every == 0:
                 with phase("evaluate"):
                     metrics |= in_loop.measure(step)
@@ -69,6 +72,11 @@ def answer(context: Context, prompts: PromptStream, step: int) -> list[AnswerGro
     groups = context.team.generator.answer(batch, context.sampling, seeds)
     check_versions(groups, context.team.policy.adapter().version)
     return groups
+
+
+def canary(context: Context) -> Sequence[int]:
+    """Fixed tokens of a real prompt: enough to tell adapters apart, few enough to cost nothing."""
+    return context.prompts.train[0].token_ids[:CANARY_TOKENS]
 
 
 def reference(context: Context) -> Reference | None:
@@ -151,9 +159,6 @@ def states(context: Context) -> dict[str, RoleState]:
 def values(prompts: PromptStream, controller: KLController) -> dict[str, object]:
     """What else shapes the future: data position and KL coefficient. Seeds are hashes of the step, so need no state."""
     return {"prompts": prompts.state(), "kl": controller.state()}
-
-
-COLUMNS = ("step", "prompt", "answer", "rank", "score", "advantage", "ended")
 
 
 def table(context: Context, rollout: Rollout) -> list[list[object]]:
