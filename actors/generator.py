@@ -139,7 +139,8 @@ class Generator:
 
     def reset_prefix_cache(self) -> None:
         """Forgets the keys and values of earlier prompts."""
-        assert self._llm.reset_prefix_cache(), "answers were still being written"
+        done = self._llm.reset_prefix_cache()
+        assert done, "answers were still being written"
 
     def sleep(self) -> None:
         """Gives the GPU's memory to the trainer. Does nothing on a CPU."""

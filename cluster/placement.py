@@ -94,10 +94,7 @@ def needed_roles(recipe: Recipe) -> tuple[Role, ...]:
     needed = {
         "policy": trains or judges,
         "reference": measures_kl or (trains and recipe.ppo.kl.beta > 0),
-        "reward": "reward" in stages
-        or ("rank" in stages and recipe.rank.judge == "reward")
-        or (trains and "reward" in recipe.ppo.score)
-        or (judges and recipe.evaluate.judge == "reward"),
+        "reward": recipe.uses_reward(stages),
         "critic": trains and recipe.ppo.advantage == "gae",
         "generator": "sample" in stages or trains or judges,
     }

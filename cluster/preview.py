@@ -30,7 +30,8 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
     """
     from rlhf.rules import RuleScorer
 
-    RuleScorer(recipe.rules)
+    if recipe.rules:
+        RuleScorer(recipe.rules)
     stages, folder = only or recipe.stages, Path(recipe.runs) / recipe.name
     missing: list[str] = []
     prompts = _prompts(recipe, missing)

@@ -111,7 +111,7 @@ def run_stage(stage: Stage, context: Context) -> None:
     with PeakMemory() as memory:
         results = importlib.import_module(f"rlhf.stages.{stage}").run(context)
     about = {"time_s": time.perf_counter() - began, "peak_memory_gib": memory.peak_gib}
-    context.store.finish(stage, about | results)
+    context.store.finish(stage, results | about)
 
 
 def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:
@@ -121,7 +121,8 @@ def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequenc
     from rlhf.text import text_groups
 
     check_lengths(recipe.data.max_prompt_tokens, recipe.sampling.max_answer_tokens, chat)
-    RuleScorer(recipe.rules)
+    if recipe.rules:
+        RuleScorer(recipe.rules)
     if "ppo" in stages and recipe.ppo.num_prompts > len(prompts.train):
         raise DataError(
             f"ppo.num_prompts={recipe.ppo.num_prompts}: the train split has {len(prompts.train)} prompts.",

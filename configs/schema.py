@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,7 @@ STAGES: tuple[Stage, ...] = ("sample", "rank", "reward", "ppo", "evaluate")
 Dtype = Literal["float32", "bfloat16"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -38,8 +40,8 @@ class OptimizerConfig(Section):
     """AdamW, with a linear warm-up and then a constant rate."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -137,6 +139,12 @@ class KLConfig(Section):
     target: Annotated[float, Field(gt=0)] = 6.0  # nats per answer
     horizon: Positive = 10_000  # answers
 
+    @model_validator(mode="after")
+    def _can_adapt(self) -> Self:
+        if self.adaptive and self.beta == 0:
+            raise ValueError("adaptive=true with beta=0: beta is multiplied, so it would stay 0; start it above 0")
+        return self
+
 
 class TrainOn(Section):
     """Which of the ten are trained on: the best k and the worst k by rank."""
@@ -191,6 +199,12 @@ class PPOConfig(Section):
             raise ValueError(
                 f"advantage={self.advantage} with kl.where=reward: the group methods take KL in the loss; "
                 "set ppo.kl.where=loss or ppo.kl.beta=0"
+            )
+        if not self.score:
+            raise ValueError("score={} weighs nothing; name rules, reward, or both with their weights")
+        if self.advantage != "gae" and self.value_init == "reward":
+            raise ValueError(
+                f"value_init=reward with advantage={self.advantage}: there is no critic to start; leave it at zero"
             )
         if self.advantage != "gae" and self.critic_warmup_steps:
             raise ValueError(
@@ -259,6 +273,16 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracker: TrackerConfig = TrackerConfig()
+
+    def uses_reward(self, stages: Collection[Stage]) -> bool:
+        """Whether any of these stages asks for the reward model."""
+        judged_in_loop = self.ppo.evaluate_every is not None and self.evaluate.judge == "reward"
+        return (
+            "reward" in stages
+            or ("rank" in stages and self.rank.judge == "reward")
+            or ("ppo" in stages and ("reward" in self.ppo.score or judged_in_loop))
+            or ("evaluate" in stages and self.evaluate.judge == "reward")
+        )
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

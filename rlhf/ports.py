@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from rlhf.records import Adapter, AnswerGroup, Prompt, Ranking, RoleState, Rollout, Sampling
+
+RoleName = Literal["policy", "reference", "reward", "critic", "generator"]
 
 
 class Stateful(Protocol):
@@ -141,6 +143,10 @@ class Console(Protocol):
 
 class Team(Protocol):
     """The roles of a run, built when first asked for."""
+
+    def prepare(self, *roles: RoleName) -> None:
+        """Starts these roles, at the same time where they can be."""
+        ...
 
     @property
     def policy(self) -> Policy: ...

@@ -163,7 +163,8 @@ def _verdict(found: Results) -> Iterator[RenderableType]:
         yield Text(
             f"  PPO was trained on this judge ({judge}), so its verdict is no independent proof."
             if found["judge_trained_on"]
-            else f"  PPO never saw this judge ({judge}): the verdict is independent of what was trained on."
+            else f"  PPO never saw this judge ({judge})."
+            + (" Its rankings trained the reward model that PPO followed." if found.get("judge_ranked") else "")
         )
 
 

@@ -224,6 +224,10 @@ class FakeTeam:
         self.critic = MeanCritic()
         self.generator = TableGenerator()
 
+    def prepare(self, *roles: str) -> None:
+        for role in roles:
+            assert hasattr(self, role), role
+
     def stats(self) -> dict[str, float]:
         return {"memory/trainer-0_pss_gib": 1.0}
 

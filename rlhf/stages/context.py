@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from configs.schema import Recipe
 from rlhf.chat import ChatTokenizer
 from rlhf.data import Prompts
+from rlhf.errors import StoreError
 from rlhf.ports import Console, Team, Tracker
-from rlhf.records import Sampling
+from rlhf.records import RoleState, Sampling
 from rlhf.store import RunStore
 
 
@@ -23,6 +24,17 @@ class Context:
     prompts: Prompts
     tracker: Tracker
     console: Console
+
+    def load_reward(self, asked_by: str) -> RoleState:
+        """The reward model's state, which the role has taken up. Raises StoreError where the run has none yet."""
+        state = self.store.load_role("reward")
+        if state is None:
+            raise StoreError(
+                f"{asked_by} asks for the reward model, and the run has none.",
+                remedy="Run the stages `sample`, `rank` and `reward` first, or use rules.",
+            )
+        self.team.reward.load_state(state)
+        return state
 
     @property
     def sampling(self) -> Sampling:

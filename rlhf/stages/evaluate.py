@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,15 +34,18 @@ class Side:
 
 def run(context: Context) -> dict[str, object]:
     """The table before and after, and the win rate with its 95 % interval."""
-    began = time.perf_counter()
     config, team = context.recipe.evaluate, context.team
     policy_state = context.store.load_role("policy")
     if policy_state is None:
         raise StoreError("evaluate: the run has no policy yet.", remedy="Run the stage `ppo` first.")
     team.policy.load_state(policy_state)
-    has_reward = (reward_state := context.store.load_role("reward")) is not None
-    if reward_state is not None:
-        team.reward.load_state(reward_state)
+    context.store.cut_metrics("evaluate", 0)  # an interrupted evaluation starts again
+    # Where a judge is not the reward model, its score is shown beside, if there is one and the recipe placed the role.
+    has_reward = config.judge == "reward" or (
+        context.recipe.uses_reward(context.recipe.stages) and context.store.load_role("reward") is not None
+    )
+    if has_reward:
+        context.load_reward("evaluate.judge=reward")
     prompts = held_out(context, config.num_prompts)
     scorer = make_scorer(config.judge, context.recipe, team)
     adapter = team.policy.adapter()
@@ -61,9 +63,14 @@ def run(context: Context) -> dict[str, object]:
         }
         | {"evaluate/win_rate": float(wins.mean()), "evaluate/win_rate_low": low, "evaluate/win_rate_high": high},
     )
+    if has_reward and config.judge != "reward":
+        rose = after.figures["reward_score"] - before.figures["reward_score"]
+        grew = after.figures["judge_score"] - before.figures["judge_score"]
+        warn_if_exploited(context, "evaluate", scorer.name, rose, grew)
     return {
         "judge": scorer.name,
         "judge_trained_on": config.judge in context.recipe.ppo.score,
+        "judge_ranked": config.judge == context.recipe.rank.judge and "reward" in context.recipe.ppo.score,
         "before": before.figures,
         "after": after.figures,
         "win_rate": float(wins.mean()),
@@ -75,7 +82,6 @@ def run(context: Context) -> dict[str, object]:
             {"prompt": b.prompt.text, "before": b.answers[0].text, "after": a.answers[0].text}
             for b, a in zip(before.greedy[:NUM_EXAMPLES], after.greedy[:NUM_EXAMPLES], strict=True)
         ],
-        "time_s": time.perf_counter() - began,
     }
 
 
@@ -148,33 +154,44 @@ def starting_point(adapter: Adapter) -> Adapter:
     return dataclasses.replace(adapter, version=0, tensors=tensors, checksum=checksum(tensors))
 
 
+def warn_if_exploited(context: Context, when: str, judge: str, score_grew: float, judge_grew: float) -> None:
+    """Warns when what PPO was told to raise rose and the judge fell."""
+    if score_grew > 0 > judge_grew:
+        context.console.warn(
+            f"{when}: the score that PPO raises rose by {score_grew:.2f} since the start, but the judge ({judge}) fell "
+            f"by {-judge_grew:.2f}: the policy may be exploiting the score. A higher ppo.kl.beta, fewer steps, or more "
+            "rankings help."
+        )
+
+
 class InLoop:
     """Greedy answers to a few held-out prompts, at intervals inside PPO."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._scorer = make_scorer(context.recipe.evaluate.judge, context.recipe, context.team)
         self._prompts: Sequence[Prompt] = ()
         self._first: dict[str, float] | None = None
 
     def measure(self, step: int) -> dict[str, float]:
-        """`evaluate/judge_score` and `evaluate/reward_score` now; warns when the reward rose and the judge fell."""
+        """`evaluate/judge_score` and `evaluate/score` now; warns when the score rose and the judge fell.
+
+        The score is what PPO was told to raise (`ppo.score`).
+        """
         context = self._context
+        judge = make_scorer(context.recipe.evaluate.judge, context.recipe, context.team)
+        scorer = make_scorer(context.recipe.ppo.score, context.recipe, context.team)
         self._prompts = self._prompts or held_out(context, context.recipe.ppo.evaluate_prompts)
         groups = context.team.generator.answer(self._prompts, context.greedy, [0] * len(self._prompts))
-        metrics = {"evaluate/judge_score": float(torch.cat(scored(context, self._scorer, groups)).mean())}
-        if "reward" in context.recipe.ppo.score:
-            metrics["evaluate/reward_score"] = float(context.team.reward.scores(groups).mean())
+        metrics = {
+            "evaluate/judge_score": float(torch.cat(scored(context, judge, groups)).mean()),
+            "evaluate/score": float(torch.cat(scored(context, scorer, groups)).mean()),
+        }
         if self._first is None:
             self._first = self._of_step_zero() or metrics
-        rose = metrics.get("evaluate/reward_score", 0.0) - self._first.get("evaluate/reward_score", 0.0)
-        fell = self._first["evaluate/judge_score"] - metrics["evaluate/judge_score"]
-        if rose > 0 and fell > 0:
-            context.console.warn(
-                f"ppo step {step}: the reward model's score rose by {rose:.2f} since the start, but the judge "
-                f"({self._scorer.name}) fell by {fell:.2f}: the policy may be exploiting the reward model. "
-                "A higher ppo.kl.beta, fewer steps, or more rankings help."
-            )
+        grown = {name: value - self._first[name] for name, value in metrics.items()}
+        warn_if_exploited(
+            context, f"ppo step {step}", judge.name, grown["evaluate/score"], grown["evaluate/judge_score"]
+        )
         return metrics
 
     def _of_step_zero(self) -> dict[str, float] | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from rlhf.data import PromptStream
 from rlhf.errors import StoreError
 from rlhf.judges import checked_scores, make_scorer
@@ -13,7 +11,7 @@ from rlhf.kl import KLController
 from rlhf.phases import Phases
 from rlhf.ports import Reference, Scorer
 from rlhf.records import AnswerGroup, RoleState, Rollout
-from rlhf.rollout import make_rollout, needs_old_logprobs, needs_ref_logprobs
+from rlhf.rollout import make_rollout, needs_old_logprobs, needs_ref_logprobs, penalised_scores, rank_groups
 from rlhf.seeds import request_seed
 from rlhf.stages.context import Context
 from rlhf.stages.evaluate import InLoop
@@ -28,11 +26,12 @@ COLUMNS = ("step", "prompt", "answer", "rank", "score", "advantage", "ended")  #
 def run(context: Context) -> dict[str, object]:
     """First and last metrics of the loop; the policy's adapter is then in the run store."""
     config, team, store = context.recipe.ppo, context.team, context.store
+    prepare(context)
     scorer = make_scorer(config.score, context.recipe, team)
     prompts = PromptStream(context.prompts.train, context.recipe.seed)
     controller = KLController(config.kl)
     start = restore(context, prompts, controller)
-    in_loop = InLoop(context)
+    in_loop, saving = InLoop(context), {}
     with context.console.task("ppo", total=config.num_steps - start, unit="steps") as task:
         for step in range(start, config.num_steps):
             phase = Phases(task)
@@ -50,19 +49,33 @@ def run(context: Context) -> dict[str, object]:
                 metrics |= update(context, rollout)
             controller.update(rollout.metrics.get("objective/kl", 0.0), len(rollout.scores))
             metrics |= dict(rollout.metrics) | {"objective/beta": rollout.beta}
-            metrics |= phase.metrics() | team.stats()
+            metrics |= phase.metrics() | saving | team.stats()
             context.tracker.log("ppo", step + 1, metrics)
             context.tracker.table("ppo", step + 1, "completions", COLUMNS, table(context, rollout))
             if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
                 # After the metrics: a step that a checkpoint counts as done has its row.
                 with phase("save"):
                     store.save_checkpoint(step + 1, states(context), values(prompts, controller), keep=config.keep)
+            # What saving took stands in the next step's row.
+            saving = {"time/save": phase.seconds.get("save", 0.0)}
             task.advance(
                 1, f"score {metrics['objective/scores']:+.2f}, length {metrics['completions/mean_length']:.0f}"
             )
     store.save_role("policy", team.policy.state())
     store.save_adapter("policy", team.policy.adapter())
     return results(context)
+
+
+def prepare(context: Context) -> None:
+    """Starts the roles of the loop, so that the first step's times are those of a step."""
+    config = context.recipe.ppo
+    context.team.prepare(
+        "generator",
+        "policy",
+        *(("critic",) if config.advantage == "gae" else ()),
+        *(("reference",) if needs_ref_logprobs(config) else ()),
+        *(("reward",) if context.recipe.uses_reward(("ppo",)) else ()),
+    )
 
 
 def answer(context: Context, prompts: PromptStream, step: int) -> list[AnswerGroup]:
@@ -122,18 +135,19 @@ def update(context: Context, rollout: Rollout) -> dict[str, float]:
 def restore(context: Context, prompts: PromptStream, controller: KLController) -> int:
     """The step to go on with, every role as it was; at the beginning, reward model and critic get their start."""
     config, team, store = context.recipe.ppo, context.team, context.store
-    uses_reward = "reward" in config.score
-    reward = store.load_role("reward") if uses_reward or config.value_init == "reward" else None
-    if reward is None and (uses_reward or config.value_init == "reward"):
-        raise StoreError(
-            f"ppo.score={config.score}, ppo.value_init={config.value_init}: the run has no reward model.",
-            remedy="Run the stages `sample`, `rank` and `reward` first, or score by rules.",
-        )
-    if reward is not None and uses_reward:
-        team.reward.load_state(reward)
+    reward: RoleState | None = None
+    if context.recipe.uses_reward(("ppo",)):
+        reward = context.load_reward(f"ppo.score={config.score}, evaluate.judge={context.recipe.evaluate.judge}")
+    elif config.value_init == "reward":
+        reward = store.load_role("reward")
+        if reward is None:
+            raise StoreError(
+                "ppo.value_init=reward: the run has no reward model.",
+                remedy="Run the stages `sample`, `rank` and `reward` first, or set value_init=zero.",
+            )
     found = store.load_checkpoint()
     if found is None:
-        if reward is not None and config.value_init == "reward" and config.advantage == "gae":
+        if reward is not None and config.value_init == "reward":
             team.critic.start_from(reward)
         store.cut_metrics("ppo", 0)
         return 0
@@ -162,17 +176,21 @@ def values(prompts: PromptStream, controller: KLController) -> dict[str, object]
 
 
 def table(context: Context, rollout: Rollout) -> list[list[object]]:
-    """Rows of the `completions` table: the first groups of the step, best answer first."""
+    """Rows of the `completions` table: the first groups of the step, best answer first; ties share a rank.
+
+    The rank is the one that is trained on, after the penalty; the score is raw; the advantage a mean over tokens.
+    """
     rows: list[list[object]] = []
     first = 0
-    for group in rollout.groups[: context.recipe.tracker.table_groups]:
-        part = slice(first, first + len(group.answers))
-        scores, mask = rollout.scores[part], rollout.mask[part]
-        advantages = (rollout.advantages[part] * mask).sum(1) / mask.sum(1).clamp(min=1)
-        for rank, index in enumerate(torch.argsort(scores, descending=True, stable=True).tolist(), 1):
-            answer_ = group.answers[index]
-            figures = [rank, float(scores[index]), float(advantages[index])]
-            rows.append([rollout.step + 1, group.prompt.text, answer_.text, *figures, answer_.ended])
+    tiers = rank_groups(rollout.groups, penalised_scores(rollout.groups, rollout.scores, context.recipe.ppo))
+    mean_advantages = (rollout.advantages * rollout.mask).sum(1) / rollout.mask.sum(1)
+    shown = context.recipe.tracker.table_groups
+    for group, ranked in zip(rollout.groups[:shown], tiers[:shown], strict=True):
+        for rank, tier in enumerate(ranked, 1):
+            for index in tier:
+                one, flat = group.answers[index], first + index
+                figures = [rank, float(rollout.scores[flat]), float(mean_advantages[flat])]
+                rows.append([rollout.step + 1, group.prompt.text, one.text, *figures, one.ended])
         first += len(group.answers)
     return rows
 
@@ -180,7 +198,9 @@ def table(context: Context, rollout: Rollout) -> list[list[object]]:
 def results(context: Context) -> dict[str, object]:
     """What the summary shows, from the metrics of all steps, also those before a resume."""
     steps = [row for row in context.store.metrics("ppo") if "objective/scores" in row]
-    total = {key: sum(row.get(key, 0.0) for row in steps) for key in steps[-1] if key.startswith("time/")}
+    names = {key for row in steps for key in row if key.startswith("time/")}
+    total = {key: sum(row.get(key, 0.0) for row in steps) for key in names}
+    of_steps = total["time/step"] - total.get("time/evaluate", 0.0)
     gaps = [row for row in steps if "sampling/logp_difference_mean" in row]
     return {
         "num_steps": len(steps),
@@ -188,9 +208,8 @@ def results(context: Context) -> dict[str, object]:
         "last": steps[-1],
         "gap_mean": sum(row["sampling/logp_difference_mean"] for row in gaps) / max(len(gaps), 1),
         "gap_max": max((row["sampling/logp_difference_max"] for row in gaps), default=0.0),
-        "sync_share": total["time/sync"] / total["time/step"],
+        "sync_share": total["time/sync"] / of_steps,
         "times": {key.removeprefix("time/"): value for key, value in total.items()},
-        "time_s": total["time/step"],
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +21,10 @@ Ranked = tuple[AnswerGroup, Ranking]
 
 def run(context: Context) -> dict[str, object]:
     """Held-out pairwise accuracy and Kendall's tau of the reward model, which is then in the run store."""
-    began = time.perf_counter()
     config, reward = context.recipe.reward, context.team.reward
     train, held_out = split(ranked_groups(context), config.held_out, context.recipe.seed)
     num_batches = -(-len(train) // config.groups_per_batch)
+    context.store.cut_metrics("reward", 0)  # an interrupted training starts again
     step = 0
     with context.console.task("reward", total=config.epochs * len(train), unit="groups") as task:
         for epoch in range(config.epochs):
@@ -48,7 +47,6 @@ def run(context: Context) -> dict[str, object]:
         "num_held_out": len(held_out),
         "gain": gain,
         "bias": bias,
-        "time_s": time.perf_counter() - began,
     }
 
 

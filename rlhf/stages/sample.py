@@ -33,14 +33,13 @@ def run(context: Context) -> dict[str, object]:
                 task.advance(len(batch))
     elapsed = time.perf_counter() - began
     answers = [answer for group in context.store.groups("sample", ROUND) for answer in group.answers]
-    return {
+    speed: dict[str, object] = {"tokens_per_s": num_tokens / elapsed} if missing else {}
+    return speed | {
         "num_prompts": len(wanted),
         "num_answers": len(answers),
         "num_tokens": sum(len(answer.token_ids) for answer in answers),
         "mean_length": sum(len(answer.token_ids) for answer in answers) / len(answers),
         "ended_ratio": sum(answer.ended == "eos" for answer in answers) / len(answers),
-        "tokens_per_s": num_tokens / elapsed,
-        "time_s": elapsed,
     }
 
 

@@ -193,3 +193,23 @@ def test_a_stage_that_raises_loses_nothing_that_was_committed(rig: Rig, recipe: 
     with RunStore.open(recipe.runs, recipe) as store:
         assert not store.done("sample")
         assert len(store.groups("sample", 0)) == 4
+
+
+def test_a_recipe_without_rules_can_run_the_stages_that_need_none(rig: Rig, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_model, tmp_path, rules=[], stages=["sample"], tracker={"mode": "disabled"})
+    assert rig.run(recipe).results["sample"]["num_prompts"] == 8
+
+
+def test_a_reward_that_is_nan_is_told_and_what_was_committed_is_kept(
+    rig: Rig, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.run(recipe, only=["sample", "rank", "reward"])
+    monkeypatch.setattr(
+        "tests.fakes.CountingReward.load_state", lambda self, state: setattr(self, "gain", float("nan"))
+    )
+    scored = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"score": "reward"})})
+    assert rig.code(lambda: rig.run(scored, only=["ppo"])) == 2
+    told = " ".join(rig.out.getvalue().split())
+    assert "the score nan" in told and "on_bad_score=drop" in told
+    with RunStore.open(recipe.runs, recipe) as store:
+        assert store.done("reward") and len(store.rankings(0)) == 8

@@ -72,3 +72,22 @@ def test_a_name_that_is_no_folder_name_is_refused(name: str):
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(weight: float):
     assert "finite" in refusal(rules=[{"name": "short", "weight": weight}])
+
+
+def test_what_would_crash_or_do_nothing_in_a_worker_is_refused_here():
+    assert "weighs nothing" in refusal(ppo={"score": {}})
+    assert "less than 1" in refusal(ppo={"optimizer": {"betas": [0.9, 1.0]}})
+    assert "greater than 0" in refusal(ppo={"optimizer": {"eps": 0}})
+    assert "stay 0" in refusal(ppo={"kl": {"adaptive": True, "beta": 0}})
+    group = {"advantage": "group", "kl": {"where": "loss"}, "value_init": "reward"}
+    assert "no critic to start" in refusal(ppo=group)
+
+
+def test_the_reward_model_is_needed_by_the_stages_that_ask_for_it():
+    recipe = Recipe.model_validate(BASE | {"ppo": {"score": "rules"}})
+    assert recipe.uses_reward(["reward"])
+    assert not recipe.uses_reward(["sample", "rank", "ppo", "evaluate"])
+    judged = Recipe.model_validate(
+        BASE | {"ppo": {"score": "rules", "evaluate_every": 1}, "evaluate": {"judge": "reward"}}
+    )
+    assert judged.uses_reward(["ppo"]) and judged.uses_reward(["evaluate"]) and not judged.uses_reward(["rank"])

@@ -36,6 +36,21 @@ def test_evaluating_before_ppo_is_an_error(make_context: MakeContext) -> None:
         evaluate.run(make_context())
 
 
+def test_a_judge_that_is_an_untrained_reward_model_is_refused(make_context: MakeContext) -> None:
+    context = make_context(evaluate={"judge": "reward"})
+    ppo.run(context)
+    with pytest.raises(StoreError, match="the run has none"):
+        evaluate.run(context)
+
+
+def test_an_evaluation_that_is_repeated_leaves_one_row(make_context: MakeContext) -> None:
+    context = make_context()
+    ppo.run(context)
+    evaluate.run(context)
+    evaluate.run(context)
+    assert len(context.store.metrics("evaluate")) == 1
+
+
 def test_a_rising_reward_and_a_falling_judge_give_a_warning(make_context: MakeContext) -> None:
     context = make_context(
         rules=[{"name": "tests.rlhf.stages.scores.zeros"}],
@@ -53,7 +68,7 @@ def test_a_rising_reward_and_a_falling_judge_give_a_warning(make_context: MakeCo
     team.generator.logits = torch.nn.functional.one_hot(torch.tensor(3), 8).float()  # type: ignore[attr-defined]
     loop.measure(1)
     (warning,) = exploited.console.warned  # type: ignore[attr-defined]
-    assert "rose by 1.00" in warning and "fell by 1.00" in warning
+    assert "rose by 1.00" in warning and "(rules) fell by 1.00" in warning
 
 
 def test_bits_per_byte_of_a_uniform_model_is_the_entropy_of_its_vocabulary(tmp_path) -> None:  # type: ignore[no-untyped-def]

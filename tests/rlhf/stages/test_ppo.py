@@ -102,10 +102,58 @@ def test_a_rule_that_raises_stops_or_drops_the_group_as_the_recipe_says(make_con
     assert [row["completions/dropped_groups"] for row in metrics_of(dropping)] == [1.0] * 6
 
 
-def test_the_completions_table_shows_the_best_answer_first(make_context: MakeContext) -> None:
-    context = make_context()
+def test_the_completions_table_shows_the_best_answer_first_and_ties_share_a_rank(make_context: MakeContext) -> None:
+    context = make_context(ppo={"missing_eos": "penalty", "missing_eos_penalty": 2.0})
     ppo.run(context)
     stage, step, name, rows = context.tracker.tables[0]  # type: ignore[attr-defined]
     assert (stage, step, name, len(rows)) == ("ppo", 1, "completions", 20)
-    scores = [row[ppo.COLUMNS.index("score")] for row in rows[:10]]
-    assert scores == sorted(scores, reverse=True)
+    cells = [dict(zip(ppo.COLUMNS, row, strict=True)) for row in rows[:10]]
+    goals = [cell["score"] - 2.0 * (cell["ended"] == "length") for cell in cells]
+    assert goals == sorted(goals, reverse=True)
+    assert [cell["rank"] for cell in cells] == [1 + len({g for g in goals if g > goal}) for goal in goals]
+
+
+def test_an_untrained_reward_model_judges_nothing(make_context: MakeContext) -> None:
+    ranking = make_context("rank", rank={"judge": "reward"})
+    sample.run(ranking)
+    with pytest.raises(StoreError, match=r"rank\.judge=reward asks for the reward model"):
+        rank.run(ranking)
+    looped = make_context("loop", evaluate={"judge": "reward"}, ppo={"evaluate_every": 1, "evaluate_prompts": 2})
+    with pytest.raises(StoreError, match=r"evaluate\.judge=reward"):
+        ppo.run(looped)
+
+
+def test_the_judge_inside_the_loop_is_the_trained_reward_model_after_a_resume_too(make_context: MakeContext) -> None:
+    changes: dict[str, Any] = {
+        "evaluate": {"judge": "reward"},
+        "ppo": {"evaluate_every": 1, "evaluate_prompts": 2, "num_steps": 2},
+    }
+    first = make_context("judged", **changes)
+    sample.run(first)
+    rank.run(first)
+    reward.run(first)
+    trained = first.team.reward.weight  # type: ignore[attr-defined]
+    fresh = make_context("judged", **changes)
+    assert fresh.team.reward.weight != trained  # type: ignore[attr-defined]
+    ppo.run(fresh)
+    assert fresh.team.reward.weight == trained  # type: ignore[attr-defined]
+
+
+def test_the_shares_of_a_step_are_of_all_steps_without_evaluation(make_context: MakeContext) -> None:
+    context = make_context()
+    row = {"objective/scores": 1.0, "time/sync": 1.0, "time/generate": 4.0, "time/step": 10.0}
+    gap = {"sampling/logp_difference_mean": 0.25, "sampling/logp_difference_max": 1.0}
+    context.store.log("ppo", 1, row | {"time/step": 30.0, "time/evaluate": 20.0} | gap)
+    context.store.log("ppo", 2, row | {"time/save": 0.5} | {name: 2 * value for name, value in gap.items()})
+    found = ppo.results(context)
+    assert (found["gap_mean"], found["gap_max"]) == (0.375, 2.0)
+    assert found["sync_share"] == 2.0 / 20.0
+    assert found["times"] == {"sync": 2.0, "generate": 8.0, "step": 40.0, "evaluate": 20.0, "save": 0.5}
+
+
+def test_what_saving_took_stands_in_the_next_row(make_context: MakeContext) -> None:
+    context = make_context(ppo={"num_steps": 2})
+    ppo.run(context)
+    first, second = context.store.metrics("ppo")
+    assert "time/save" not in first and second["time/save"] > 0
+    assert {"time/sync", "time/generate", "time/score", "time/update", "time/step"} <= first.keys()

@@ -31,3 +31,11 @@ def test_only_groups_without_a_ranking_are_ranked(make_context: MakeContext) -> 
 def test_nothing_to_rank_is_an_error(make_context: MakeContext) -> None:
     with pytest.raises(DataError, match="sample"):
         rank.run(make_context())
+
+
+def test_groups_that_were_dropped_are_not_asked_for_again(make_context: MakeContext) -> None:
+    rule = [{"name": "tests.rlhf.stages.scores.breaks_on_p1"}]
+    context = make_context(rules=rule, on_bad_score="drop")
+    sample.run(context)
+    assert rank.run(context)["num_groups"] == 7
+    assert rank.run(context)["num_groups"] == 7

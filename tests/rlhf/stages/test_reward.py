@@ -60,3 +60,13 @@ def test_an_epoch_holds_every_group_once(make_context: MakeContext) -> None:
     half = len(seen) // 2
     assert half >= 4 and sorted(seen[:half]) == sorted(seen[half:]) and len(set(seen)) == half
     assert torch.isfinite(context.team.reward.scores(context.store.groups("sample", 0))).all()
+
+
+def test_a_training_that_is_repeated_leaves_its_rows_once(make_context: MakeContext) -> None:
+    context = make_context()
+    sample.run(context)
+    rank.run(context)
+    reward.run(context)
+    rows = context.store.metrics("reward")
+    reward.run(context)
+    assert context.store.metrics("reward") == rows
