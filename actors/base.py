@@ -35,8 +35,8 @@ class Head(nn.Linear):
     """A scalar head, kept outside the decoder so that adapters travel without it."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[…, 1] in the head's own dtype (float32), whatever the decoder's is."""
-        return super().forward(hidden.to(self.weight.dtype))
+        """[…, 1] float32, whatever the decoder's dtype is (and the head's own: ZeRO 3 makes it the decoder's)."""
+        return super().forward(hidden.to(self.weight.dtype)).float()
 
 
 class Base:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -175,12 +176,13 @@ class Learner:
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Overwrites parameters by name; moments and the number of updates stay as they are."""
-        for name, tensor in tensors.items():
-            parameter = self._parameters[name]
-            value = tensor.to(self._base.device, torch.float32)
-            if not self._spread:
-                parameter.data.copy_(value)
-            safe_set_full_fp32_param(parameter, value)
+        values = {name: tensor.to(self._base.device, torch.float32) for name, tensor in tensors.items()}
+        # The passes read one copy, the optimizer steps another: ZeRO brings them together in the next update only.
+        with GatheredParameters([self._parameters[name] for name in values], modifier_rank=0):
+            for name, value in values.items():
+                self._parameters[name].data.copy_(value)
+        for name, value in values.items():
+            safe_set_full_fp32_param(self._parameters[name], value)
 
     def _load_moments(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
         adamw: torch.optim.Optimizer = self._engine.basic_optimizer

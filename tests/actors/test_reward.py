@@ -44,6 +44,19 @@ def test_it_learns_a_toy_ranking(tiny_model: Path, tmp_path: Path, process_group
         assert torch.argsort(mine, descending=True).tolist() == [index for (index,) in ranking.tiers]
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_on_a_bfloat16_base_scores_and_what_is_saved_are_float32(
+    tiny_model: Path, tmp_path: Path, process_group: None, stage: int
+):
+    recipe = tiny_recipe(tiny_model, tmp_path, learner={"zero_stage": stage}, cluster={"placement": "separate"})
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
+    reward = make_reward(recipe)
+    groups = make_groups()
+    losses = [reward.fit(groups, make_rankings(groups))["reward/loss"] for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert {reward.scores(groups).dtype, *(t.dtype for t in reward.state().tensors.values())} == {torch.float32}
+
+
 @pytest.mark.parametrize("loss", ["plackett_luce", "all_pairs"])
 def test_the_loss_is_the_mean_over_groups_of_the_loss_of_their_scores(
     tiny_model: Path, tmp_path: Path, process_group: None, loss: str

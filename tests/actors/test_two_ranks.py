@@ -50,7 +50,7 @@ def _shares(step: int, rank: int, world_size: int) -> list[int]:
 
 
 def _learner(rank: int, world_size: int, model: Path, stage: int) -> tuple[Results, bool]:
-    """(tensors and metrics after three updates, whether a resume gives the same bits)."""
+    """(tensors and metrics after three updates, whether a resume and a way back give the same bits)."""
 
     def make() -> tuple[Base, Learner]:
         base = Base(ModelConfig(path=str(model), dtype="float32"), LoraConfig(rank=4, alpha=8), seed=0)
@@ -75,15 +75,21 @@ def _learner(rank: int, world_size: int, model: Path, stage: int) -> tuple[Resul
             metrics.append(learner.step(learner.pad(cut), loss, num_tokens(groups)))
         return metrics
 
+    def says(base: Base, learner: Learner) -> torch.Tensor:
+        cut = make_micro_batches(make_groups(), None, rows="shared", max_tokens=10_000)
+        return learner.run(cut, lambda inside: token_logprobs(base.model, inside, 1.0, chunk=learner.chunk)[0])[0]
+
     base, learner = make()
     metrics = train(base, learner, range(3))
-    saved = learner.state()
+    saved, said = learner.state(), says(base, learner)
     train(base, learner, range(3, 6))
     again, resumed = make()
     resumed.load_state(saved)
-    equal = same_bits(resumed.state(), saved)
+    equal = same_bits(resumed.state(), saved) and torch.equal(says(again, resumed), said)
     train(again, resumed, range(3, 6))
-    return {"state": saved, "metrics": metrics}, equal and same_bits(resumed.state(), learner.state())
+    equal = equal and same_bits(resumed.state(), learner.state())
+    learner.load_state(saved)
+    return {"state": saved, "metrics": metrics}, equal and torch.equal(says(base, learner), said)
 
 
 def _roles(rank: int, world_size: int, model: Path, learner: dict[str, Any]) -> Results:
