@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format model demo demo-seeds lock
+.PHONY: help setup test lint format model demo demo-seeds tiny chaos lock
 
 PYTHON := $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -35,6 +35,12 @@ demo-seeds: model ## the demo with three seeds, judged on 100 held-out prompts
 	@for seed in 0 1 2; do \
 		$(BIN)/tenfold run $(RECIPE) name=smollm2-seed-$$seed seed=$$seed evaluate.num_prompts=100 || exit $$?; \
 	done
+
+tiny: setup ## write a model of random weights for configs/recipes/tiny_cpu.yaml
+	@test -d models/tiny || $(BIN)/python -m tests.tiny models/tiny
+
+chaos: tiny ## kill -9 a small run five times, resume it, and compare it with the undisturbed one
+	@$(BIN)/tenfold chaos configs/recipes/tiny_cpu.yaml --kills 5
 
 lock: setup ## resolve both locks again from pyproject.toml
 	@$(BIN)/python -m requirements.lock

@@ -95,8 +95,8 @@ class Generator:
         self._version = adapter.version
         size = sum(tensor.numel() * tensor.element_size() for tensor in adapter.tensors.values())
         return {
-            "sync/check_s": checked - started,
-            "sync/load_s": time.perf_counter() - checked,
+            "time/sync_check": checked - started,
+            "time/sync_load": time.perf_counter() - checked,
             "sync/adapter_mib": size / 1024**2,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,51 +26,171 @@ app = typer.Typer(
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file of the run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of a run in ./runs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and start nothing.")]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        metavar="KEY",
+        help="A key (or section) of the recipe that may differ from what the run was begun with; repeatable.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output; the rest on standard error.")
 ]
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
     """Run all stages of a recipe: sample, rank, reward, ppo, evaluate. What is done is skipped."""
-    _stages("run", recipe, overrides, dry_run, as_json)
+    _stages("run", recipe, overrides, dry_run, accept, as_json)
 
 
 @app.command()
-def sample(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+def sample(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
     """Sample ten answers per prompt from the starting model."""
-    _stages("sample", recipe, overrides, dry_run, as_json)
+    _stages("sample", recipe, overrides, dry_run, accept, as_json)
 
 
 @app.command()
-def rank(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+def rank(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
     """Rank the ten answers of each prompt."""
-    _stages("rank", recipe, overrides, dry_run, as_json)
+    _stages("rank", recipe, overrides, dry_run, accept, as_json)
 
 
 @app.command()
-def reward(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+def reward(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
     """Train the reward model on the rankings."""
-    _stages("reward", recipe, overrides, dry_run, as_json)
+    _stages("reward", recipe, overrides, dry_run, accept, as_json)
 
 
 @app.command()
-def ppo(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+def ppo(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
     """Train the policy with PPO, against the reward model or rules."""
-    _stages("ppo", recipe, overrides, dry_run, as_json)
+    _stages("ppo", recipe, overrides, dry_run, accept, as_json)
 
 
 @app.command()
-def evaluate(recipe: RecipePath, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
     """Compare before and after on held-out prompts."""
-    _stages("evaluate", recipe, overrides, dry_run, as_json)
+    _stages("evaluate", recipe, overrides, dry_run, accept, as_json)
+
+
+@app.command()
+def resume(
+    run: RunName,
+    overrides: Overrides = None,
+    accept: Accept = None,
+    into: Annotated[
+        Path, typer.Option(help="The folder of run folders, for a run that is fetched from its mirror.")
+    ] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was stopped or killed, from its folder alone; or from its mirror (s3://...)."""
+    console = make_console(sys.stderr if as_json else sys.stdout)
+    again = " ".join(["tenfold", "resume", run, *(overrides or [])])
+
+    def work() -> None:
+        from cluster.runs import find_run, load_run
+
+        recipe, stages = load_run(find_run(run, into, console), overrides or ())
+        _run(console, recipe, stages, accept or (), as_json)
+
+    with console:
+        _exit(console, again, work)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder of run folders.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List the runs: stage, step, newest checkpoint, state."""
+    console = make_console(sys.stderr if as_json else sys.stdout)
+
+    def work() -> None:
+        from cluster.runs import list_runs, table
+
+        found = list_runs(folder)
+        if as_json:
+            _print_json(found)
+        else:
+            console.show(table(found))
+
+    _exit(console, f"tenfold runs {folder}", work)
+
+
+@app.command()
+def chaos(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    kills: Annotated[int, typer.Option(min=1, help="How often the run is killed.")] = 5,
+    seed: Annotated[int, typer.Option(help="Chooses the moments.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Where both runs go.")] = Path("runs/chaos"),
+    as_json: Json = False,
+) -> None:
+    """Kill a run of a small recipe again and again, resume it, and compare it with the undisturbed run, bit for bit."""
+    console = make_console(sys.stderr if as_json else sys.stdout)
+    same = True
+
+    def work() -> None:
+        nonlocal same
+        from cluster.chaos import chaos as disturb
+        from cluster.chaos import page
+
+        report = disturb(recipe, overrides or (), kills=kills, seed=seed, folder=folder, console=console)
+        same = not report.exit_code
+        if as_json:
+            _print_json(report.to_json())
+        else:
+            console.show(page(report))
+
+    with console:
+        _exit(console, " ".join(["tenfold", "chaos", recipe, *(overrides or [])]), work)
+    if not same:
+        raise typer.Exit(1)
 
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of a run in ./runs.")],
+    run: RunName,
     as_json: Json = False,
 ) -> None:
     """Print the summary page of a run again."""
@@ -119,7 +239,9 @@ def _common(
 ) -> None: ...
 
 
-def _stages(command: str, path: str, overrides: list[str] | None, dry_run: bool, as_json: bool) -> None:
+def _stages(
+    command: str, path: str, overrides: list[str] | None, dry_run: bool, accept: list[str] | None, as_json: bool
+) -> None:
     console = make_console(sys.stderr if as_json else sys.stdout)
     only: tuple[Stage, ...] | None = None if command == "run" else (command,)  # type: ignore[assignment]
     again = " ".join(["tenfold", command, path, *(overrides or [])])
@@ -131,7 +253,7 @@ def _stages(command: str, path: str, overrides: list[str] | None, dry_run: bool,
         if dry_run:
             _preview(console, recipe, only, as_json)
         else:
-            _run(console, recipe, only, as_json)
+            _run(console, recipe, only, accept or (), as_json)
 
     with console:
         _exit(console, again, work)
@@ -147,11 +269,13 @@ def _preview(console: StreamConsole, recipe: Recipe, only: tuple[Stage, ...] | N
         console.show(page(plan))
 
 
-def _run(console: StreamConsole, recipe: Recipe, only: tuple[Stage, ...] | None, as_json: bool) -> None:
+def _run(
+    console: StreamConsole, recipe: Recipe, only: Sequence[Stage] | None, accept: Sequence[str], as_json: bool
+) -> None:
     from cluster.run import run as run_stages
     from rlhf.summary import page
 
-    outcome = run_stages(recipe, console, only=only)
+    outcome = run_stages(recipe, console, only=only, accept=accept)
     if as_json:
         _print_json(outcome.results)
     else:
@@ -161,17 +285,11 @@ def _run(console: StreamConsole, recipe: Recipe, only: tuple[Stage, ...] | None,
 def _show(console: StreamConsole, run: str, as_json: bool) -> None:
     from cluster.preview import finished_stages
     from cluster.run import places
+    from cluster.runs import find_run
     from configs.load import load_recipe
-    from rlhf.errors import StoreError
     from rlhf.summary import page
 
-    folder = Path(run) if (Path(run) / "manifest.json").exists() else Path("runs") / run
-    if not (folder / "manifest.json").exists():
-        known = sorted(str(path.parent) for path in Path("runs").glob("*/manifest.json"))
-        raise StoreError(
-            f"There is no run {run}.",
-            remedy=f"There are {', '.join(known)}." if known else "Give the path of a run folder.",
-        )
+    folder = find_run(run)
     results = finished_stages(folder)
     if as_json:
         _print_json(results)

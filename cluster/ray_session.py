@@ -14,6 +14,7 @@ from typing import Any, Self
 import psutil
 import ray
 
+from cluster.leftovers import SESSION_PREFIX, clean_up_after_the_dead, disown, own, session_parent
 from cluster.placement import Resources
 from configs.schema import ClusterConfig
 from rlhf.errors import PlacementError
@@ -27,6 +28,7 @@ class RaySession:
 
     Enter it in the main thread: the kernel ends Ray's processes when the thread that started them ends. The logs of
     Ray and of the workers are in `log_dir` (None for a cluster elsewhere); they are deleted unless the block fails.
+    What a session left that was killed is deleted when the next one starts.
 
     Raises PlacementError when there is no answer at `cluster.address` or Ray does not start.
     """
@@ -36,6 +38,7 @@ class RaySession:
         self._num_cpus = num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1)
         self._num_gpus = num_gpus
         self._own: list[psutil.Process] = []  # the processes that Ray started here
+        self._mark: int | None = None  # held as long as log_dir is in use
         self.log_dir: Path | None = None
 
     @property
@@ -62,7 +65,9 @@ class RaySession:
 
     def _start(self) -> None:
         before = {process.pid for process in psutil.Process().children()}
-        self.log_dir = Path(tempfile.mkdtemp(prefix="tenfold-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
+        clean_up_after_the_dead()
+        self.log_dir = Path(tempfile.mkdtemp(prefix=SESSION_PREFIX, dir=session_parent()))
+        self._mark = own(self.log_dir)
         _make_token()
         try:
             ray.init(
@@ -70,6 +75,7 @@ class RaySession:
                 num_cpus=self._num_cpus,  # pyright: ignore[reportArgumentType] - Ray takes fractions
                 num_gpus=self._num_gpus,
                 _temp_dir=str(self.log_dir),
+                _system_config=_NO_RECORDS,
                 **_QUIET,
             )
         except Exception as error:
@@ -101,8 +107,11 @@ class RaySession:
         ray.shutdown()
         _end_all(family)
         self._own = []
-        if self.log_dir is not None and not keep_logs:
-            shutil.rmtree(self.log_dir, ignore_errors=True)
+        if self.log_dir is not None:
+            if not keep_logs:
+                shutil.rmtree(self.log_dir, ignore_errors=True)
+            disown(self.log_dir, self._mark, keep=keep_logs)
+            self._mark = None
 
 
 _QUIET: dict[str, Any] = {
@@ -110,6 +119,10 @@ _QUIET: dict[str, Any] = {
     "log_to_driver": False,
     "logging_level": "ERROR",
 }
+
+
+# Nobody reads the records that Ray keeps of every call, and its servers would grow with them.
+_NO_RECORDS = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False}
 
 
 def _make_token() -> None:

@@ -66,22 +66,26 @@ def run(
     console: StreamConsole,
     *,
     only: Sequence[Stage] | None = None,
+    accept: Sequence[str] = (),
     make_team: Callable[[Recipe, Console], AbstractContextManager[Team]] = ray_team,
 ) -> Outcome:
     """Runs the stages (those of the recipe, or `only` these) that the run store does not record as done.
 
+    `accept` names keys of the recipe that may differ from those that the run was begun with.
     What can be checked without the team is checked before it is built. Whatever happens, the team, the tracker and
     the store are closed, in this order. Raises TenfoldError.
     """
     from cluster.tracker import WandbTracker
     from rlhf.chat import ChatTokenizer
     from rlhf.data import load_prompts
+    from rlhf.kept_prompts import read_prompts, write_prompts
     from rlhf.stages.context import Context
     from rlhf.store import RunStore
 
     stages = tuple(only or recipe.stages)
     with ExitStack() as stack:
-        store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn))
+        store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
+        reopen_longer(recipe, store, console)
         todo: list[Stage] = [stage for stage in stages if not store.done(stage)]
         for stage in stages:
             if stage not in todo:
@@ -90,7 +94,10 @@ def run(
             return _outcome(store, stages)
         with console.task("prompts and checks"):
             chat = ChatTokenizer(recipe.model.path)
-            prompts = load_prompts(recipe.data, chat)
+            prompts = read_prompts(store.folder)
+            if prompts is None:
+                prompts = load_prompts(recipe.data, chat)
+                write_prompts(store.folder, prompts)
             check(recipe, chat, prompts, todo)
         tracker = WandbTracker(recipe, store, console)
         stack.callback(tracker.close)
@@ -108,10 +115,19 @@ def run_stage(stage: Stage, context: Context) -> None:
     from cluster.memory import PeakMemory
 
     began = time.perf_counter()
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, context.store.events.around(stage, 0, "stage"):
         results = importlib.import_module(f"rlhf.stages.{stage}").run(context)
     about = {"time_s": time.perf_counter() - began, "peak_memory_gib": memory.peak_gib}
     context.store.finish(stage, results | about)
+
+
+def reopen_longer(recipe: Recipe, store: RunStore, console: Console) -> None:
+    """Lets a PPO that was done go on, where the recipe now has more steps, and what comes after it run again."""
+    num_steps = store.results("ppo").get("num_steps", recipe.ppo.num_steps)
+    if num_steps < recipe.ppo.num_steps:
+        console.say(f"ppo: done with {num_steps} steps before, goes on to {recipe.ppo.num_steps}")
+        store.reopen("ppo")
+        store.reopen("evaluate")
 
 
 def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:

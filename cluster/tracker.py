@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cluster.segments import Row, Segment, mend, read_segments
+from cluster.wandb_service import service_environment
 from rlhf.errors import TenfoldError
 from rlhf.ports import Console
 
@@ -26,9 +30,13 @@ class TrackerError(TenfoldError):
 class WandbTracker:
     """Metrics into the run store, and into one W&B run that goes on after a restart.
 
-    Each call of `log` is one row, with its stage's step as `step`; a table belongs to the row that was logged last.
-    W&B's own step is the row's number in metrics.jsonl, so that a row that is written again after a resume is the
-    same row to W&B.
+    Each call of `log` is one row, with its stage and the stage's step; a table belongs to the row that was logged
+    last. A row that is written again after a resume is the same row to W&B: where it stands there already, W&B keeps
+    the first values and the first table, also if a recipe that was changed in between gives others. Rows of
+    metrics.jsonl that W&B has lost, since a killed process had not written them, are logged to it before the next new
+    one, without tables. So over all offline segments of the run each row stands exactly once.
+
+    W&B's own step is the row's number in metrics.jsonl, or a higher one where a row before it was cut for good.
     """
 
     def __init__(
@@ -36,6 +44,13 @@ class WandbTracker:
     ) -> None:
         self._store, self._console = store, console
         self._run: Any = None
+        self._file = store.folder / "metrics.jsonl"
+        self._num_rows, self._num_bytes = 0, -1  # of the file, as the last call of `log` left it
+        self._standing: set[Row] = set()  # what W&B has
+        self._taken: set[int] = set()  # W&B's steps of these
+        self._last = 0  # W&B's step that was logged last in this process: it takes no lower one
+        self._is_filled = False  # W&B has all rows of the file
+        self._can_add = False  # a table to the row that was logged last
         self._place = self.sync_command = ""
         mode = choose_mode(recipe.tracker, environ)
         if mode != "disabled":
@@ -49,32 +64,72 @@ class WandbTracker:
         return self._place
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one row to metrics.jsonl and to W&B."""
+        """Writes one row to metrics.jsonl, and to W&B unless it stands there already."""
+        is_as_left = self._size() == self._num_bytes
         self._store.log(stage, step, metrics)
+        # Only a stage that begins cuts the file; any other time the number is known without reading it.
+        self._num_rows = self._num_rows + 1 if is_as_left else self._count()
+        self._num_bytes = self._size()
         if self._run is not None:
-            self._run.log({**metrics, "step": step}, step=self._num_rows())
+            self._fill(self._num_rows - 1)
+            self._send(self._num_rows, (stage, step), metrics)
 
     def table(self, stage: str, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Adds a table to the row that was logged last. W&B only: the run store keeps the answers themselves."""
-        if self._run is not None and rows:
+        """Adds a table to the row that was logged last, unless W&B has that row from before.
+
+        W&B only: the run store keeps the answers themselves.
+        """
+        if self._run is not None and rows and self._can_add:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            self._run.log({name: table}, step=self._num_rows())
+            self._run.log({name: table}, step=self._last)
 
     def close(self) -> None:
-        """Ends the W&B run; a later start of the command goes on with it."""
+        """Ends the W&B run, which then has all rows of metrics.jsonl; a later start of the command goes on with it."""
         if self._run is not None:
-            self._run.finish()
-            self._run = None
+            try:
+                self._fill(self._count())
+            finally:
+                self._run.finish()
+                self._run = None
 
-    def _num_rows(self) -> int:
-        """Rows of metrics.jsonl: counted each time, since a resume cuts the file back."""
-        with (self._store.folder / "metrics.jsonl").open("rb") as file:
+    def _send(self, number: int, row: Row, metrics: Mapping[str, float]) -> None:
+        """Logs a row, the file's `number`-th, to W&B unless it stands there."""
+        self._can_add = row not in self._standing
+        if self._can_add:
+            self._last = number if number > self._last and number not in self._taken else max(self._taken) + 1
+            stage, step = row
+            self._run.log({**metrics, "stage": stage, "step": step}, step=self._last)
+            self._standing.add(row)
+            self._taken.add(self._last)
+
+    def _fill(self, num: int) -> None:
+        """Logs those of the first `num` rows of the file that W&B does not have: once, since it has the later ones."""
+        if not self._is_filled:
+            self._is_filled = True
+            for number, row in enumerate(self._rows()[:num], 1):
+                key = row.pop("stage"), row.pop("step")
+                self._send(number, key, {name: math.nan if value is None else value for name, value in row.items()})
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._file.read_bytes().splitlines()] if self._file.exists() else []
+
+    def _count(self) -> int:
+        if not self._file.exists():
+            return 0
+        with self._file.open("rb") as file:
             return sum(1 for _ in file)
+
+    def _size(self) -> int:
+        return self._file.stat().st_size if self._file.exists() else 0
 
     def _start(self, recipe: Recipe, run_id: str, mode: Mode) -> Any:
         with self._console.task("W&B"):
+            segments = _segments(self._store.folder, run_id)
+            for segment in segments:
+                if segment.is_offline:
+                    mend(segment)
             try:
                 run = _init(recipe, self._store, run_id, mode)
             except Exception as error:  # wandb raises many kinds: no key, no network, no permission
@@ -88,6 +143,14 @@ class WandbTracker:
                     raise
                 self._console.warn(f"W&B cannot be reached ({error}); the run is kept offline")
                 mode, run = "offline", _init(recipe, self._store, run_id, "offline")
+        for segment in segments:
+            # Online, W&B itself says how much it has of what was logged online.
+            if segment.is_offline or mode == "offline":
+                self._standing.update(segment.rows.values())
+                self._taken.update(segment.rows)
+        online = range(1, run.starting_step)
+        self._standing.update((row["stage"], row["step"]) for row in self._rows()[: len(online)])
+        self._taken.update(online)
         if mode == "offline":
             self.sync_command = sync_command(self._store.folder, run_id)
             self._place = run.settings.sync_dir
@@ -99,8 +162,11 @@ class WandbTracker:
 
 
 def sync_command(folder: Path, run_id: str) -> str:
-    """What uploads all offline segments of a run: each start makes one, numbered where two began in one second."""
-    return f"wandb sync --include-synced {folder}/wandb/offline-run-*-{run_id}*"
+    """What uploads the offline segments of a run: each start makes one, numbered where two began in one second.
+
+    Those that were uploaded are left out, as wandb does by itself: a second time their rows would be added again.
+    """
+    return f"wandb sync {folder}/wandb/offline-run-*-{run_id}*"
 
 
 def choose_mode(config: TrackerConfig, environ: Mapping[str, str]) -> Mode:
@@ -129,6 +195,11 @@ def choose_mode(config: TrackerConfig, environ: Mapping[str, str]) -> Mode:
 
 
 def _init(recipe: Recipe, store: RunStore, run_id: str, mode: Mode) -> Any:
+    with service_environment():
+        return _begin(recipe, store, run_id, mode)
+
+
+def _begin(recipe: Recipe, store: RunStore, run_id: str, mode: Mode) -> Any:
     import wandb
 
     run = wandb.init(
@@ -145,3 +216,10 @@ def _init(recipe: Recipe, store: RunStore, run_id: str, mode: Mode) -> Any:
     )
     run.define_metric("*", step_metric="step")  # stages count their own steps
     return run
+
+
+def _segments(folder: Path, run_id: str) -> list[Segment]:
+    from wandb.proto import wandb_internal_pb2
+
+    proto: Any = wandb_internal_pb2  # chosen at import by the protobuf version, so that its names have no types
+    return read_segments(folder, run_id, proto.Record.FromString)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,6 +58,26 @@ def difference(a: Recipe, b: Recipe) -> list[str]:
         for key in [*left, *(key for key in right if key not in left)]
         if left.get(key, _ABSENT) != right.get(key, _ABSENT)
     ]
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths for what exists on this machine, so that it means the same in every folder."""
+    prompts = recipe.data.prompts
+    sources = (prompts,) if isinstance(prompts, str) else prompts
+    found = tuple(_absolute(source) for source in sources)
+    text = recipe.evaluate.text
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
+            "data": recipe.data.model_copy(update={"prompts": found[0] if isinstance(prompts, str) else found}),
+            "evaluate": recipe.evaluate.model_copy(update={"text": text and _absolute(text)}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    """The path, or what a glob stands for, as it is seen from the root; the text as it is if nothing is there."""
+    return os.path.abspath(path) if glob.has_magic(path) or os.path.exists(path) else path
 
 
 _ABSENT = object()

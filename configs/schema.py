@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
@@ -126,6 +127,7 @@ class RewardConfig(Section):
     epochs: Positive = 1
     groups_per_batch: Positive = 8
     held_out: Share = 0.2  # of the ranked groups, for accuracy and Kendall's tau
+    save_every: Positive = 20  # batches
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -190,8 +192,7 @@ class PPOConfig(Section):
     critic_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-5)
     evaluate_every: Positive | None = None
     evaluate_prompts: Positive = 16
-    save_every: Positive = 10
-    keep: Positive = 2  # checkpoints
+    save_every: Positive = 10  # steps
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
@@ -227,6 +228,23 @@ class EvaluateConfig(Section):
     text: str | None = None  # a text file for bits per byte: what was lost
     text_tokens: Positive = 8192
     bootstrap: Positive = 2000
+
+
+class CheckpointsConfig(Section):
+    """What is kept of a training stage's checkpoints, and where a copy goes."""
+
+    keep: Positive = 2  # the newest of each stage
+    keep_every: Positive | None = None  # and those whose step is a multiple of this, for good
+    mirror: str | None = None  # a folder (NFS, say) or an fsspec URL such as s3://bucket/runs
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        if self.mirror and re.search(r"://[^/]*@", self.mirror):
+            raise ValueError(
+                "mirror holds a user or password, and a recipe is kept in the run folder; give them in the environment "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) and leave them out of the URL"
+            )
+        return self
 
 
 class ClusterConfig(Section):
@@ -271,6 +289,7 @@ class Recipe(Section):
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracker: TrackerConfig = TrackerConfig()
 

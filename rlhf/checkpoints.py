@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rlhf.disk import TMP, Tensors, damage, disk_errors, read_tensors, tidy, to_json, write_folder
+from rlhf.disk import TMP, Tensors, check_room, damage, disk_errors, read_tensors, tidy, to_json, write_folder
 from rlhf.errors import StoreError
 from rlhf.records import RoleState
 
 Checkpoint = tuple[int, dict[str, RoleState], dict[str, object]]
+ROOM = 1 << 20  # bytes that a checkpoint takes beside its tensors, at most
 
 
 class Checkpoints:
-    """The checkpoints in one folder, `step-N` each."""
+    """The checkpoints of a stage in one folder, `step-N` each."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._folder, self._warn = folder, warn
@@ -27,6 +28,11 @@ class Checkpoints:
         """The steps that have a checkpoint, oldest first."""
         names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+    def check_room(self, states: Mapping[str, RoleState]) -> None:
+        """Raises StoreError where the disk has no room for these states."""
+        num_bytes = sum(tensor.nbytes for state in states.values() for tensor in state.tensors.values())
+        check_room(self._folder, num_bytes + ROOM)
 
     def save(self, step: int, states: Mapping[str, RoleState], values: Mapping[str, object]) -> None:
         """Writes the checkpoint of a step, whole or not at all. Raises StoreError; what was there before stays."""
@@ -52,10 +58,12 @@ class Checkpoints:
                 path.rename(aside)
         return None
 
-    def prune(self, keep: int) -> None:
-        """Deletes all but the newest `keep`."""
+    def prune(self, keep: int, keep_every: int | None = None) -> None:
+        """Deletes all but the newest `keep`, and those whose step is a multiple of `keep_every`."""
         assert keep > 0
         for step in self.steps[:-keep]:
+            if keep_every and step % keep_every == 0:
+                continue
             path = self._path(step)
             gone = path.with_name(f"{TMP}{path.name}")  # so that a half-deleted one never looks like a damaged one
             with disk_errors(path, "deleted"):

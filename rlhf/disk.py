@@ -103,7 +103,7 @@ def damage(path: Path) -> str | None:
         return f"{MANIFEST} is missing"
     except (ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} is not readable: {error}"
-    check_format(path / MANIFEST, version)
+    check_format(path / MANIFEST, version, FORMAT)
     with disk_errors(path, "read"):
         for name, wanted in files.items():
             file = path / name
@@ -116,12 +116,12 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def check_format(path: Path, version: int) -> None:
+def check_format(path: Path, version: int, newest: int) -> None:
     """Raises StoreError for a format that only a newer Tenfold can read."""
-    if version > FORMAT:
+    if version > newest:
         raise StoreError(
             f"{path} has format {version}.",
-            limit=f"This Tenfold reads formats up to {FORMAT}.",
+            limit=f"This Tenfold reads formats up to {newest}.",
             remedy="Update Tenfold.",
         )
 
@@ -136,6 +136,20 @@ def tidy(parent: Path) -> None:
                 path.rename(home)
             elif path.name.startswith((TMP, OLD)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raises StoreError where the disk has no room for so many bytes more."""
+    with disk_errors(path, "written"):
+        folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
+        free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise StoreError(
+            f"{path} takes {num_bytes / 2**20:.1f} MiB.",
+            limit=f"The disk has {free / 2**20:.1f} MiB left.",
+            remedy="Free some disk space, or set `runs` to a folder on another disk, and start again: "
+            "what was committed is kept.",
+        )
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -91,14 +91,8 @@ class Journal:
 
 def group_to_row(group: AnswerGroup) -> Row:
     """A group as plain values."""
-    prompt = group.prompt
     return {
-        "prompt": {
-            "id": prompt.id,
-            "messages": [[message.role, message.content] for message in prompt.messages],
-            "token_ids": list(prompt.token_ids),
-            "extra": dict(prompt.extra),
-        },
+        "prompt": prompt_to_row(group.prompt),
         "answers": [
             {
                 "text": answer.text,
@@ -114,14 +108,8 @@ def group_to_row(group: AnswerGroup) -> Row:
 
 def group_from_row(row: Row) -> AnswerGroup:
     """The group that `group_to_row` was given, equal in every bit."""
-    prompt = row["prompt"]
     return AnswerGroup(
-        Prompt(
-            id=prompt["id"],
-            messages=tuple(Message(role, content) for role, content in prompt["messages"]),
-            token_ids=tuple(prompt["token_ids"]),
-            extra=prompt["extra"],
-        ),
+        prompt_from_row(row["prompt"]),
         tuple(
             Answer(
                 token_ids=tuple(answer["token_ids"]),
@@ -132,4 +120,24 @@ def group_from_row(row: Row) -> AnswerGroup:
             )
             for answer in row["answers"]
         ),
+    )
+
+
+def prompt_to_row(prompt: Prompt) -> Row:
+    """A prompt as plain values."""
+    return {
+        "id": prompt.id,
+        "messages": [[message.role, message.content] for message in prompt.messages],
+        "token_ids": list(prompt.token_ids),
+        "extra": dict(prompt.extra),
+    }
+
+
+def prompt_from_row(row: Row) -> Prompt:
+    """The prompt that `prompt_to_row` was given."""
+    return Prompt(
+        id=row["id"],
+        messages=tuple(Message(role, content) for role, content in row["messages"]),
+        token_ids=tuple(row["token_ids"]),
+        extra=row["extra"],
     )

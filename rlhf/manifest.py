@@ -1,24 +1,45 @@
-"""manifest.json of a run, and the lock that keeps the run to one process."""
+"""manifest.json of a run: which recipe it has, what is done, and how it last ended."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from configs.errors import ConfigError
-from configs.load import difference, dump_recipe, load_recipe
+from configs.load import absolute, difference, dump_recipe, load_recipe
 from configs.schema import Recipe
-from rlhf.disk import FORMAT, MANIFEST, check_format, disk_errors, to_json, write_file
+from rlhf.disk import MANIFEST, check_format, to_json, write_file
 from rlhf.errors import StoreError
+from rlhf.fingerprint import fingerprint
 
+FORMAT = 2
 RECIPE = "recipe.yaml"
-# Where a run is and how it is watched: these keys may differ when it is opened again, since no result hangs on them.
-MAY_DIFFER = ("runs:", "cluster.address:", "cluster.wait_s:", "cluster.call_s:", "tracker.")
+# Where a run is, how it is watched and how often it is saved: no result hangs on these keys, so they may differ when it
+# is opened again. (A base that was moved is known by its fingerprint.)
+MAY_DIFFER = (
+    *("name", "runs", "model.path", "tracker.", "checkpoints.", "ppo.save_every", "reward.save_every"),
+    *("cluster.address", "cluster.wait_s", "cluster.call_s"),
+)
+# How the work is cut up: results are the same but for their last bits, so that journaled steps stay of use.
+ONLY_BITS = ("cluster.", "learner.")
+# What all that a run holds is made of: another value is another run.
+NEVER = ("seed", "data.", "sampling.n", "lora.")
+
+
+class Session(TypedDict):
+    """One process that held the run."""
+
+    pid: int
+    began: str  # ISO 8601, UTC
+    stages: list[str]  # that it was asked for
+    ended: str | None  # None while it runs, and for ever if it was killed
+    how: str  # running, done, stopped or failed
+    why: str  # the first line of what ended it
 
 
 class Manifest(TypedDict):
@@ -27,19 +48,37 @@ class Manifest(TypedDict):
     format: int
     tenfold: str  # the version that began the run
     created: str  # ISO 8601, UTC
-    stages: dict[str, dict[str, object]]  # of the stages done: when, and their results
-    checkpoint: int | None  # the step of the newest
+    base: str | None  # fingerprint of the base
+    stages: dict[str, dict[str, Any]]  # of the stages done: when, and their results
+    checkpoints: dict[str, int]  # stage -> the step of the newest
     wandb_run_id: str | None
+    accepted: list[dict[str, Any]]  # when, and the differences of a recipe that was taken in mid-run
+    session: Session | None  # the newest
 
 
-def open_manifest(folder: Path, recipe: Recipe) -> Manifest:
-    """The manifest of the run in `folder`, which is begun if there is none. Call it with the lock held.
+def open_manifest(folder: Path, recipe: Recipe, accept: Sequence[str] = ()) -> tuple[Manifest, list[str]]:
+    """(the manifest of the run in `folder`, the accepted differences). A run is begun where there is none.
 
-    Raises StoreError: it cannot be read, a newer Tenfold wrote it, or the run has another recipe.
+    Call it with the lock held. `accept` names the keys (or sections) whose difference from the run's recipe is taken
+    over. Raises StoreError: it cannot be read, another version wrote it, the run has another recipe or base.
     """
     path = folder / MANIFEST
     if not path.exists():
-        return _begin(folder, recipe)
+        return _begin(folder, recipe), []
+    manifest = read_manifest(folder)
+    if manifest["format"] < FORMAT:
+        raise StoreError(
+            f"{path} has format {manifest['format']}, from before the first release.",
+            limit=f"This Tenfold reads format {FORMAT}.",
+            remedy="Start a run with another name.",
+        )
+    _check_base(folder, manifest, recipe, accept)
+    return manifest, _take_recipe(folder, manifest, recipe, accept)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run. Raises StoreError for one that cannot be read or that a newer Tenfold wrote."""
+    path = folder / MANIFEST
     try:
         manifest: Manifest = json.loads(path.read_bytes())
         version = int(manifest["format"])
@@ -47,8 +86,7 @@ def open_manifest(folder: Path, recipe: Recipe) -> Manifest:
         raise StoreError(
             f"{path} cannot be read: {error}.", remedy="Restore it from a copy, or start a run with another name."
         ) from error
-    check_format(path, version)
-    _check_recipe(folder, recipe)
+    check_format(path, version, FORMAT)
     return manifest
 
 
@@ -62,29 +100,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def take_lock(folder: Path) -> int:
-    """A file descriptor that holds the run's lock until it is closed, or the process is gone, however it dies."""
-    path = folder / "lock"
-    with disk_errors(path, "written"):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError:
-        holder = os.pread(handle, 32, 0).decode().strip() or "unknown"
-        os.close(handle)
-        raise StoreError(
-            f"The run {folder} is in use by another process (pid {holder}).",
-            limit="A run belongs to one process at a time.",
-            remedy="Wait for it, end it, or give this run another name.",
-        ) from None
-    except OSError as error:
-        os.close(handle)
-        raise StoreError(
-            f"The run {folder} cannot be locked: {error}.", remedy="Set `runs` to a folder on a local disk."
-        ) from error
-    return handle
+def session(stages: Sequence[str]) -> Session:
+    """The session of this process, which begins now."""
+    return Session(pid=os.getpid(), began=now(), stages=list(stages), ended=None, how="running", why="")
 
 
 def _begin(folder: Path, recipe: Recipe) -> Manifest:
@@ -93,13 +111,38 @@ def _begin(folder: Path, recipe: Recipe) -> Manifest:
             f"{folder} has {', '.join(strays)} but no {MANIFEST}.",
             remedy=f"Restore {MANIFEST} from a copy, or start a run with another name.",
         )
-    manifest = Manifest(format=FORMAT, tenfold=_version(), created=now(), stages={}, checkpoint=None, wandb_run_id=None)
-    write_file(folder / RECIPE, dump_recipe(recipe).encode())
+    manifest = Manifest(
+        format=FORMAT,
+        tenfold=_version(),
+        created=now(),
+        base=fingerprint(recipe.model.path),
+        stages={},
+        checkpoints={},
+        wandb_run_id=None,
+        accepted=[],
+        session=None,
+    )
+    write_file(folder / RECIPE, dump_recipe(absolute(recipe)).encode())
     record(folder, manifest)  # last: a run with a manifest has its recipe
     return manifest
 
 
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
+def _check_base(folder: Path, manifest: Manifest, recipe: Recipe, accept: Sequence[str]) -> None:
+    found = fingerprint(recipe.model.path)
+    if found is None or manifest["base"] in (None, found):
+        return
+    if not _names("model.path", accept):
+        raise StoreError(
+            f"The base in {recipe.model.path} is not the one that the run {folder} was begun with.",
+            limit=f"Its fingerprint was {str(manifest['base'])[:12]}, now it is {found[:12]}.",
+            remedy="Bring the base back as it was, give its new place (model.path=...), or take this one with "
+            "`--accept model.path`.",
+        )
+    manifest["base"] = found
+
+
+def _take_recipe(folder: Path, manifest: Manifest, recipe: Recipe, accept: Sequence[str]) -> list[str]:
+    """The differences that were accepted, after the run's recipe is the new one. Raises StoreError for others."""
     try:
         before = load_recipe(folder / RECIPE)
     except ConfigError as error:
@@ -107,13 +150,28 @@ def _check_recipe(folder: Path, recipe: Recipe) -> None:
             f"The recipe that the run {folder} was begun with cannot be read: {error}",
             remedy="Restore it from a copy, or start a run with another name.",
         ) from error
-    differences = [line for line in difference(before, recipe) if not line.startswith(MAY_DIFFER)]
-    if differences:
+    lines = {line.partition(":")[0]: line for line in difference(before, absolute(recipe))}
+    differences = {key: line for key, line in lines.items() if not key.startswith(MAY_DIFFER)}
+    fixed = [key for key in differences if key.startswith(NEVER)]
+    refused = [key for key in differences if key in fixed or not _names(key, accept)]
+    if refused:
         raise StoreError(
-            "\n".join([f"The run {folder} was begun with another recipe:", *(f"  {line}" for line in differences)])
+            "\n".join([f"The run {folder} was begun with another recipe:", *(f"  {lines[key]}" for key in refused)])
             + "\n",
-            remedy="Start a run with another name (name=...), or take the recipe that the run was begun with.",
+            limit=f"{', '.join(fixed)} cannot change within a run." if fixed else "",
+            remedy="Start a run with another name (name=...), or take the recipe that the run was begun with"
+            + ("." if fixed else f", or take the change over: `--accept {' --accept '.join(refused)}`."),
         )
+    if lines:
+        write_file(folder / RECIPE, dump_recipe(absolute(recipe)).encode())
+    if differences:
+        manifest["accepted"].append({"when": now(), "differences": list(differences.values())})
+    return list(differences.values())
+
+
+def _names(key: str, accept: Sequence[str]) -> bool:
+    """Whether one of these keys is the key itself or a section that holds it."""
+    return any(key == name or key.startswith(f"{name}.") for name in accept)
 
 
 def _version() -> str:

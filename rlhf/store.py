@@ -7,7 +7,9 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import URL
@@ -15,63 +17,115 @@ from sqlalchemy import URL
 from configs.schema import Recipe
 from rlhf.adapters import read_adapter, write_adapter
 from rlhf.checkpoints import Checkpoint, Checkpoints
+from rlhf.copier import Copier
 from rlhf.disk import damage, disk_errors, finite, read_tensors, tidy, to_json, write_folder
-from rlhf.errors import StoreError
+from rlhf.errors import StoreError, TenfoldError
+from rlhf.events import Events
 from rlhf.journal import Journal, group_from_row, group_to_row
-from rlhf.manifest import Manifest, now, open_manifest, record, take_lock
+from rlhf.lock import take_lock
+from rlhf.manifest import ONLY_BITS, Manifest, now, open_manifest, record, session
 from rlhf.rankings_db import RankingsDB
 from rlhf.records import Adapter, AnswerGroup, Ranking, RoleState
+from rlhf.saver import Saver
+from rlhf.step_journal import StepJournal
 
 
 class RunStore:
     """A run folder, held by one process at a time.
 
-    runs/NAME/: recipe.yaml (resolved), manifest.json (stages done, newest checkpoint, W&B run id), metrics.jsonl,
-    samples/ (answers, a journal per stage and round), rankings.db, checkpoints/step-N/, roles/NAME/ (all that a trained
-    role needs), models/NAME/ (what others load). Only safetensors, JSON, YAML and SQLite are read: never a pickle.
+    runs/NAME/: recipe.yaml (resolved), manifest.json (stages done, newest checkpoints, W&B run id, how it ended),
+    prompts.jsonl, metrics.jsonl, events.jsonl, samples/ (answers, a journal per stage and round), journal/ (what the
+    steps since the newest checkpoint finished, phase by phase), rankings.db, checkpoints/STAGE/step-N/, roles/NAME/
+    (all that a trained role needs), models/NAME/ (what others load). Only safetensors, JSON, YAML and SQLite are read:
+    never a pickle.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        lock: int,
+        warn: Callable[[str], None],
+        recipe: Recipe,
+        stages: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
-        self._manifest, self._lock, self._warn = manifest, lock, warn
-        for part in (folder, folder / "models", folder / "roles", folder / "samples"):
+        self.events = Events(folder)
+        self._manifest, self._lock, self._warn, self._config = manifest, lock, warn, recipe.checkpoints
+        for part in (folder, folder / "models", folder / "roles", folder / "samples", folder / "journal"):
             tidy(part)
-        self._checkpoints = Checkpoints(folder / "checkpoints", warn)
         self._metrics = Journal(folder / "metrics.jsonl", durable=False)
         self._journals: dict[str, Journal] = {}
+        self._steps: dict[str, StepJournal] = {}
+        self._checkpoints: dict[str, Checkpoints] = {}
         self._database: RankingsDB | None = None
+        self._saver = Saver()
+        self._copier = Copier(self._config.mirror, folder, warn, self.events)
+        self._manifest["session"] = session(stages)
+        self.events.add("start", pid=os.getpid())
+        record(folder, manifest)
+        self._copier.begin()
 
     @classmethod
-    def open(cls, root: str | Path, recipe: Recipe, warn: Callable[[str], None] | None = None) -> Self:
+    def open(
+        cls,
+        root: str | Path,
+        recipe: Recipe,
+        warn: Callable[[str], None] | None = None,
+        *,
+        stages: Sequence[str] = (),
+        accept: Sequence[str] = (),
+    ) -> Self:
         """The store of the recipe's run in the folder `root`: a new one, or the one that is there.
 
+        `stages` are those that this process is asked for. `accept` names keys of the recipe that may differ from those
+        that the run was begun with; they hold from here on, and what was journaled of unfinished steps is dropped
+        (unless only the cutting up of the work differs).
+
         Raises StoreError: the folder cannot be written, another process holds the run, the run was begun with
-        another recipe (the differences are shown), or a newer Tenfold wrote it.
+        another recipe (the differences are shown), or another version wrote it.
         """
         folder = Path(root) / recipe.name
         with disk_errors(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder)
+        warn = warn or logging.getLogger("tenfold").warning
         try:
-            return cls(folder, open_manifest(folder, recipe), lock, warn or logging.getLogger("tenfold").warning)
+            manifest, accepted = open_manifest(folder, recipe, accept)
+            store = cls(folder, manifest, lock, warn, recipe, stages)
+            if accepted:
+                warn("\n".join(["From here on the run has another recipe:", *(f"  {line}" for line in accepted)]))
+                if not all(line.startswith(ONLY_BITS) for line in accepted):
+                    store.steps("ppo").clear()
+            return store
         except BaseException:
             os.close(lock)
             raise
 
-    def close(self) -> None:
-        """Lets another process open the run."""
-        if self._lock >= 0:
-            self._metrics.sync()
-            if self._database is not None:
-                self._database.close()
+    def close(self, error: BaseException | None = None) -> None:
+        """Commits what is being saved and lets another process open the run; `error` is what ended this session."""
+        if self._lock < 0:
+            return
+        try:
+            # What ended the session is told, not what it may have led to: a full disk fails more than once.
+            with suppress(*(() if error is None else (TenfoldError,))):
+                self.settle()
+                self._metrics.sync()
+                if self._database is not None:
+                    self._database.close()
+                self._end_session(error)
+            self._copier.close(in_a_hurry=error is not None and not isinstance(error, Exception))
+        finally:
             os.close(self._lock)
             self._lock = -1
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(error)
 
     # Stages
 
@@ -86,9 +140,16 @@ class RunStore:
 
     def finish(self, stage: str, results: Mapping[str, object]) -> None:
         """Records the stage as done, with its results as JSON holds them."""
+        self.settle()
         self._metrics.sync()
         self._manifest["stages"][stage] = {"finished": now(), "results": json.loads(to_json(finite(results)))}
         record(self.folder, self._manifest)
+        self._copier.start()
+
+    def reopen(self, stage: str) -> None:
+        """Records the stage as not done; its checkpoints are kept, so that it goes on from the newest."""
+        if self._manifest["stages"].pop(stage, None) is not None:
+            record(self.folder, self._manifest)
 
     @property
     def wandb_run_id(self) -> str | None:
@@ -142,29 +203,57 @@ class RunStore:
         """The rankings that count, of one round or of all."""
         return self._rankings().rankings(round)
 
+    def steps(self, stage: str) -> StepJournal:
+        """What the stage's steps since its newest checkpoint finished, phase by phase."""
+        if stage not in self._steps:
+            self._steps[stage] = StepJournal(self.folder / "journal" / f"{stage}.jsonl")
+        return self._steps[stage]
+
     # Checkpoints and models
 
     def save_checkpoint(
-        self, step: int, states: Mapping[str, RoleState], values: Mapping[str, object], *, keep: int = 2
+        self, stage: str, step: int, states: Mapping[str, RoleState], values: Mapping[str, object]
     ) -> None:
-        """Commits the state after `step` steps, records it, and only then deletes all but the newest `keep`.
+        """Begins to write the state after `step` steps of a stage, beside the work that goes on.
 
-        `values` and the values of states are what JSON can hold; tuples come back as lists. Raises StoreError; older
-        checkpoints are then untouched.
+        `settle` commits it: records it in the manifest, and only then drops what it replaces. A process that dies in
+        between leaves a whole checkpoint or none. States and values must not change meanwhile. `values` and the values
+        of states are what JSON can hold; tuples come back as lists.
+
+        Raises StoreError for the one before, if it could not be written, and where the disk has no room for this one;
+        older checkpoints are then untouched.
         """
+        self.settle()
         self._metrics.sync()
-        self._checkpoints.save(step, states, values)
-        self._manifest["checkpoint"] = step
-        record(self.folder, self._manifest)
-        self._checkpoints.prune(keep)
+        checkpoints = self._checkpoints_of(stage)
+        checkpoints.check_room(states)
 
-    def load_checkpoint(self) -> Checkpoint | None:
+        def write() -> None:
+            with self.events.around(stage, step, "write"):
+                checkpoints.save(step, states, values)
+
+        to_json(dict(values))  # what JSON cannot hold is a mistake to be told here and now
+        self._saver.start(write, lambda: self._commit(stage, step))
+
+    def settle(self, *, wait: bool = True) -> float:
+        """Seconds that writing the newest checkpoint took, now that it is committed; without `wait`, if it is written.
+
+        Raises StoreError if it could not be written.
+        """
+        if wait or self._saver.ready:
+            self._saver.wait()
+        return self._saver.seconds
+
+    def load_checkpoint(self, stage: str) -> Checkpoint | None:
         """(step, states, values) of the newest whole checkpoint, or None. Passing over a damaged one is said."""
-        found = self._checkpoints.load()
-        recorded = self._manifest["checkpoint"]
+        self.settle()
+        found = self._checkpoints_of(stage).load()
+        recorded = self._manifest["checkpoints"].get(stage)
         if recorded is not None and (found is None or found[0] < recorded):
-            goes_on = f"the run goes on from step {found[0]}" if found else "none is left, so the run starts again"
-            self._warn(f"The checkpoint of step {recorded} that the manifest records is lost: {goes_on}.")
+            goes_on = f"goes on from step {found[0]}" if found else "starts again, since none is left"
+            self._warn(f"The checkpoint of step {recorded} that the manifest records is lost: {stage} {goes_on}.")
+        if found is not None:
+            self.steps(stage).drop_below(found[0])
         return found
 
     def save_role(self, name: str, state: RoleState) -> None:
@@ -191,6 +280,28 @@ class RunStore:
         """The adapter that was saved, or None. Raises StoreError for one that was altered."""
         folder = self.folder / "models" / name
         return read_adapter(folder) if folder.exists() else None
+
+    def _commit(self, stage: str, step: int) -> None:
+        self._manifest["checkpoints"][stage] = step
+        record(self.folder, self._manifest)
+        self._checkpoints_of(stage).prune(self._config.keep, self._config.keep_every)
+        self.steps(stage).drop_below(step)
+        self.events.add("checkpoint", stage=stage, step=step)
+        self._copier.start()
+
+    def _end_session(self, error: BaseException | None) -> None:
+        current = self._manifest["session"]
+        assert current is not None
+        how = "done" if error is None else "failed" if isinstance(error, Exception) else "stopped"
+        why = "" if error is None else (str(error).strip() or type(error).__name__).splitlines()[0]
+        self._manifest["session"] = {**current, "ended": now(), "how": how, "why": why}
+        self.events.add("end", how=how)
+        record(self.folder, self._manifest)
+
+    def _checkpoints_of(self, stage: str) -> Checkpoints:
+        if stage not in self._checkpoints:
+            self._checkpoints[stage] = Checkpoints(self.folder / "checkpoints" / stage, self._warn)
+        return self._checkpoints[stage]
 
     def _samples(self, stage: str, round: int) -> Journal:
         name = f"{stage}-{round}"

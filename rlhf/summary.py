@@ -191,6 +191,8 @@ def _underneath(results: Mapping[str, Results]) -> Iterator[RenderableType]:
         )
     if "sync_share" in ppo:
         lines.append(f"bringing the adapter to the engine took {_value(ppo, 'sync_share', share)} of a step")
+    if "save_share" in ppo:
+        lines.append(f"saving checkpoints took {_value(ppo, 'save_share', share)} of a step")
     times = {name: value for name in _inner(ppo, "times") if (value := _number(_inner(ppo, "times"), name)) is not None}
     whole = times.pop("step", 0.0) or sum(times.values())
     if whole:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from rlhf.data import PromptStream
 from rlhf.errors import StoreError
+from rlhf.journal import group_from_row, group_to_row
 from rlhf.judges import checked_scores, make_scorer
 from rlhf.kl import KLController
 from rlhf.phases import Phases
@@ -16,6 +19,7 @@ from rlhf.seeds import request_seed
 from rlhf.stages.context import Context
 from rlhf.stages.evaluate import InLoop
 from rlhf.stages.sample import ROUND
+from rlhf.step_journal import StepJournal
 from rlhf.sync import check_versions, sync
 from rlhf.together import together
 
@@ -32,9 +36,10 @@ def run(context: Context) -> dict[str, object]:
     controller = KLController(config.kl)
     start = restore(context, prompts, controller)
     in_loop, saving = InLoop(context), {}
+    steps = store.steps("ppo")
     with context.console.task("ppo", total=config.num_steps - start, unit="steps") as task:
         for step in range(start, config.num_steps):
-            phase = Phases(task)
+            phase = Phases(task, store.events, "ppo", step)
             with phase("sync"):
                 # Also at the first step of a resume, which so is no special case.
                 metrics = sync(team.policy, team.generator, reference(context), canary(context))
@@ -42,9 +47,10 @@ def run(context: Context) -> dict[str, object]:
                 with phase("evaluate"):
                     metrics |= in_loop.measure(step)
             with phase("generate"):
-                groups = answer(context, prompts, step)
+                groups = answer(context, prompts, step, steps)
             with phase("score"):
-                rollout = experience(context, scorer, groups, step, controller)
+                scored = score(context, scorer, groups, step, steps)
+                rollout = experience(context, *scored, step, controller)
             with phase("update"):
                 metrics |= update(context, rollout)
             controller.update(rollout.metrics.get("objective/kl", 0.0), len(rollout.scores))
@@ -55,12 +61,13 @@ def run(context: Context) -> dict[str, object]:
             if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
                 # After the metrics: a step that a checkpoint counts as done has its row.
                 with phase("save"):
-                    store.save_checkpoint(step + 1, states(context), values(prompts, controller), keep=config.keep)
-            # What saving took stands in the next step's row.
-            saving = {"time/save": phase.seconds.get("save", 0.0)}
+                    store.save_checkpoint("ppo", step + 1, states(context), values(prompts, controller))
+            # What saving took of this step, and beside it, stands in the next step's row.
+            saving = {"time/save": phase.seconds.get("save", 0.0), "time/save_beside": store.settle(wait=False)}
             task.advance(
                 1, f"score {metrics['objective/scores']:+.2f}, length {metrics['completions/mean_length']:.0f}"
             )
+    store.settle()
     store.save_role("policy", team.policy.state())
     store.save_adapter("policy", team.policy.adapter())
     return results(context)
@@ -78,13 +85,42 @@ def prepare(context: Context) -> None:
     )
 
 
-def answer(context: Context, prompts: PromptStream, step: int) -> list[AnswerGroup]:
-    """[P] groups of ten, written by the policy as it is now."""
+def answer(context: Context, prompts: PromptStream, step: int, steps: StepJournal) -> list[AnswerGroup]:
+    """[P] groups of ten, written by the policy as it is now, and committed."""
     batch = prompts.take(context.recipe.ppo.num_prompts)
-    seeds = [request_seed(context.recipe.seed, "ppo", ROUND, step, prompt.id) for prompt in batch]
-    groups = context.team.generator.answer(batch, context.sampling, seeds)
-    check_versions(groups, context.team.policy.adapter().version)
+    adapter = context.team.policy.adapter()
+    found = steps.find(step, "generate")
+    if found is not None:
+        if found["adapter"] != adapter.checksum:
+            context.console.warn(
+                f"ppo step {step}: the answers that were committed are of a policy that differs in its last bits "
+                "(another number of workers, or another machine); they are used."
+            )
+        groups = [group_from_row(row) for row in found["groups"]]
+    else:
+        seeds = [request_seed(context.recipe.seed, "ppo", ROUND, step, prompt.id) for prompt in batch]
+        groups = context.team.generator.answer(batch, context.sampling, seeds)
+        rows = [group_to_row(group) for group in groups]
+        steps.add(step, "generate", {"adapter": adapter.checksum, "groups": rows})
+    check_versions(groups, adapter.version)
     return groups
+
+
+def score(
+    context: Context, scorer: Scorer, groups: list[AnswerGroup], step: int, steps: StepJournal
+) -> tuple[list[AnswerGroup], torch.Tensor, int]:
+    """(the groups kept, their raw scores [N], how many were dropped), committed.
+
+    Groups whose score failed are dropped, if the recipe says so. Ranks follow from the scores alone.
+    """
+    found = steps.find(step, "score")
+    if found is not None:
+        kept = [groups[index] for index in found["kept"]]
+        return kept, torch.tensor(found["scores"], dtype=torch.float32), len(groups) - len(kept)
+    scores, kept, num_dropped = checked_scores(scorer, groups, context.recipe.on_bad_score)
+    places = {group.prompt.id: index for index, group in enumerate(groups)}
+    steps.add(step, "score", {"kept": [places[group.prompt.id] for group in kept], "scores": scores.tolist()})
+    return kept, scores, num_dropped
 
 
 def canary(context: Context) -> Sequence[int]:
@@ -98,11 +134,15 @@ def reference(context: Context) -> Reference | None:
 
 
 def experience(
-    context: Context, scorer: Scorer, groups: list[AnswerGroup], step: int, controller: KLController
+    context: Context,
+    groups: list[AnswerGroup],
+    scores: torch.Tensor,
+    num_dropped: int,
+    step: int,
+    controller: KLController,
 ) -> Rollout:
-    """What the update learns from. Groups whose score failed are gone, if the recipe says drop, and counted."""
+    """What the update learns from."""
     config, team = context.recipe.ppo, context.team
-    scores, groups, num_dropped = checked_scores(scorer, groups, context.recipe.on_bad_score)
     old_logprobs, ref_logprobs, critic_values = together(
         lambda: team.policy.logprobs(groups) if needs_old_logprobs(config) else None,
         lambda: team.reference.logprobs(groups) if needs_ref_logprobs(config) else None,
@@ -123,13 +163,22 @@ def experience(
 
 def update(context: Context, rollout: Rollout) -> dict[str, float]:
     """Metrics of policy and critic. In its warm-up the critic learns alone."""
-    config, team = context.recipe.ppo, context.team
-    warming_up = rollout.step < config.critic_warmup_steps
-    of_policy, of_critic = together(
-        lambda: {} if warming_up else team.policy.update(rollout),
-        lambda: team.critic.update(rollout) if config.advantage == "gae" else {},
-    )
-    return of_policy | of_critic
+    config, team, around = context.recipe.ppo, context.team, context.store.events.around
+
+    def of_policy() -> dict[str, float]:
+        if rollout.step < config.critic_warmup_steps:
+            return {}
+        with around("ppo", rollout.step, "update policy"):
+            return team.policy.update(rollout)
+
+    def of_critic() -> dict[str, float]:
+        if config.advantage != "gae":
+            return {}
+        with around("ppo", rollout.step, "update critic"):
+            return team.critic.update(rollout)
+
+    policy_metrics, critic_metrics = together(of_policy, of_critic)
+    return policy_metrics | critic_metrics
 
 
 def restore(context: Context, prompts: PromptStream, controller: KLController) -> int:
@@ -145,7 +194,7 @@ def restore(context: Context, prompts: PromptStream, controller: KLController) -
                 "ppo.value_init=reward: the run has no reward model.",
                 remedy="Run the stages `sample`, `rank` and `reward` first, or set value_init=zero.",
             )
-    found = store.load_checkpoint()
+    found = store.load_checkpoint("ppo")
     if found is None:
         if reward is not None and config.value_init == "reward":
             team.critic.start_from(reward)
@@ -198,7 +247,8 @@ def table(context: Context, rollout: Rollout) -> list[list[object]]:
 def results(context: Context) -> dict[str, object]:
     """What the summary shows, from the metrics of all steps, also those before a resume."""
     steps = [row for row in context.store.metrics("ppo") if "objective/scores" in row]
-    names = {key for row in steps for key in row if key.startswith("time/")}
+    parts = ("time/sync_check", "time/sync_load", "time/save_beside")  # of the sync, and what no step waited for
+    names = {key for row in steps for key in row if key.startswith("time/") and key not in parts}
     total = {key: sum(row.get(key, 0.0) for row in steps) for key in names}
     of_steps = total["time/step"] - total.get("time/evaluate", 0.0)
     gaps = [row for row in steps if "sampling/logp_difference_mean" in row]
@@ -209,6 +259,7 @@ def results(context: Context) -> dict[str, object]:
         "gap_mean": sum(row["sampling/logp_difference_mean"] for row in gaps) / max(len(gaps), 1),
         "gap_max": max((row["sampling/logp_difference_max"] for row in gaps), default=0.0),
         "sync_share": total["time/sync"] / of_steps,
+        "save_share": total.get("time/save", 0.0) / of_steps,
         "times": {key.removeprefix("time/"): value for key, value in total.items()},
     }
 

@@ -20,7 +20,7 @@ def run(context: Context) -> dict[str, object]:
     missing = [group for group in groups if group.prompt.id not in ranked]
     if ranked and context.recipe.on_bad_score == "drop":
         missing = []  # rankings are committed all at once: what is missing was dropped
-    with context.console.task(f"rank {len(missing)} groups"):
+    with context.console.task(f"rank {len(missing)} groups"), context.store.events.around("rank", 0, "rank"):
         context.store.add_rankings(judge.rank(missing))
     rankings = context.store.rankings(ROUND)
     return {

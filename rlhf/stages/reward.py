@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from rlhf.errors import DataError
+from rlhf.phases import Phases
 from rlhf.rankings import kendall_tau_b, pairwise_accuracy
 from rlhf.records import AnswerGroup, Ranking
 from rlhf.seeds import shuffle_seed
@@ -23,19 +24,7 @@ def run(context: Context) -> dict[str, object]:
     """Held-out pairwise accuracy and Kendall's tau of the reward model, which is then in the run store."""
     config, reward = context.recipe.reward, context.team.reward
     train, held_out = split(ranked_groups(context), config.held_out, context.recipe.seed)
-    num_batches = -(-len(train) // config.groups_per_batch)
-    context.store.cut_metrics("reward", 0)  # an interrupted training starts again
-    step = 0
-    with context.console.task("reward", total=config.epochs * len(train), unit="groups") as task:
-        for epoch in range(config.epochs):
-            order = random.Random(shuffle_seed(context.recipe.seed, "reward", epoch)).sample(train, len(train))
-            for number in range(num_batches):
-                # Batches of nearly equal size: none is left with a single group at the end of an epoch.
-                batch = order[number * len(order) // num_batches : (number + 1) * len(order) // num_batches]
-                metrics = reward.fit([group for group, _ in batch], [ranking for _, ranking in batch])
-                step += 1
-                context.tracker.log("reward", step, metrics | {"reward/epoch": epoch + number / num_batches})
-                task.advance(len(batch), f"loss {metrics.get('reward/loss', float('nan')):.3f}")
+    fit(context, train)
     groups = context.store.groups("sample", ROUND)
     raw = score_raw(context, groups)
     gain, bias = gain_and_bias(torch.cat(list(raw.values())))
@@ -48,6 +37,44 @@ def run(context: Context) -> dict[str, object]:
         "gain": gain,
         "bias": bias,
     }
+
+
+def fit(context: Context, train: Sequence[Ranked]) -> None:
+    """Trains the reward model, from its newest checkpoint on if there is one."""
+    config, reward, store = context.recipe.reward, context.team.reward, context.store
+    start, saving = restore(context), {}
+    num_batches = -(-len(train) // config.groups_per_batch)
+    num_steps = config.epochs * num_batches
+    with context.console.task("reward", total=num_steps - start, unit="batches") as task:
+        for step in range(start, num_steps):
+            epoch, number = divmod(step, num_batches)
+            order = random.Random(shuffle_seed(context.recipe.seed, "reward", epoch)).sample(train, len(train))
+            # Batches of nearly equal size: none is left with a single group at the end of an epoch.
+            batch = order[number * len(order) // num_batches : (number + 1) * len(order) // num_batches]
+            phase = Phases(task, store.events, "reward", step)
+            with phase("fit"):
+                metrics = reward.fit([group for group, _ in batch], [ranking for _, ranking in batch])
+            metrics |= {"reward/epoch": epoch + number / num_batches} | phase.metrics() | saving
+            context.tracker.log("reward", step + 1, metrics)
+            if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
+                with phase("save"):
+                    store.save_checkpoint("reward", step + 1, {"reward": reward.state()}, {"num_steps": num_steps})
+            saving = {"time/save": phase.seconds.get("save", 0.0), "time/save_beside": store.settle(wait=False)}
+            task.advance(1, f"loss {metrics.get('reward/loss', float('nan')):.3f}")
+    store.settle()
+
+
+def restore(context: Context) -> int:
+    """The batch to go on with, the reward model as it was then."""
+    found = context.store.load_checkpoint("reward")
+    if found is None:
+        context.store.cut_metrics("reward", 0)
+        return 0
+    step, states, _ = found
+    context.team.reward.load_state(states["reward"])
+    context.store.cut_metrics("reward", step)
+    context.console.say(f"reward: going on from the checkpoint of batch {step}")
+    return step
 
 
 def ranked_groups(context: Context) -> list[Ranked]:

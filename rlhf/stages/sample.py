@@ -25,12 +25,18 @@ def run(context: Context) -> dict[str, object]:
         generator = context.team.generator
         began = time.perf_counter()
         with context.console.task("sample", total=len(missing), unit="prompts") as task:
-            for batch in _batches(missing, config.prompts_per_request):
-                seeds = [request_seed(context.recipe.seed, "sample", ROUND, 0, prompt.id) for prompt in batch]
-                groups = generator.answer(batch, context.sampling, seeds)
-                context.store.append_groups("sample", ROUND, groups)
+            for number, batch in enumerate(_batches(wanted, config.prompts_per_request)):
+                new = [prompt.id for prompt in batch if prompt.id not in done]
+                if not new:
+                    continue
+                with context.store.events.around("sample", number, "generate"):
+                    # The whole batch, also where part of it is there: other batches might give other last bits.
+                    seeds = [request_seed(context.recipe.seed, "sample", ROUND, 0, prompt.id) for prompt in batch]
+                    groups = generator.answer(batch, context.sampling, seeds)
+                    kept = [group for group in groups if group.prompt.id not in done]
+                    context.store.append_groups("sample", ROUND, kept)
                 num_tokens += _num_tokens(groups)
-                task.advance(len(batch))
+                task.advance(len(new))
     elapsed = time.perf_counter() - began
     answers = [answer for group in context.store.groups("sample", ROUND) for answer in group.answers]
     speed: dict[str, object] = {"tokens_per_s": num_tokens / elapsed} if missing else {}

@@ -5,16 +5,43 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
+from cluster.leftovers import is_owned, left_behind, sessions, snapshot
 from cluster.ray_session import RaySession
 from configs.schema import ClusterConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+# A session with a worker at work, that waits to be killed.
+SESSION = """
+import os, time
+import ray
+from cluster.ray_session import RaySession
+from configs.schema import ClusterConfig
+
+with RaySession(ClusterConfig(), num_cpus=2, num_gpus=0):
+    ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=60)
+    ray.remote(lambda: time.sleep(300)).remote()
+    print("ready", flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.fixture
+def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder where the folders of Rays are; its path is short, since those of Ray's sockets are long."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
 
 
 def shared_memory() -> set[str]:
@@ -47,3 +74,23 @@ def test_logs_are_kept_when_the_run_fails() -> None:
     assert not ray.is_initialized()
     assert session.log_dir is not None and list(session.log_dir.rglob("raylet.out"))
     shutil.rmtree(session.log_dir)
+
+
+def test_of_a_session_that_is_killed_nothing_runs_on_and_the_next_one_deletes_the_rest(parent: Path) -> None:
+    before = snapshot()
+    driver = subprocess.Popen([sys.executable, "-c", SESSION], stdout=subprocess.PIPE, text=True)
+    with driver:
+        assert driver.stdout is not None and driver.stdout.readline() == "ready\n"
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert {"raylet", "gcs_server"} <= {process.name() for process in family}
+        (folder,) = sessions()
+        assert is_owned(folder)
+        driver.kill()  # the driver alone: the kernel ends Ray's processes, and those their workers
+    agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # they try for a minute to tell the driver
+    _, alive = psutil.wait_procs([process for process in family if process.name() not in agents], timeout=20)
+    assert [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert not is_owned(folder)
+    with RaySession(ClusterConfig(), num_cpus=1, num_gpus=0) as session:
+        assert sessions() == [session.log_dir]
+        assert [process for process in family if process.is_running()] == []
+    assert sessions() == [] and left_behind(before) == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from rlhf.store import RunStore
 from tests.rlhf.runs import disk_of, flip_a_byte, opened_again, recipe, role, same
 
 
+def save(store: RunStore, step: int, states: dict[str, RoleState], values: dict[str, object]) -> None:
+    """Commits a checkpoint."""
+    store.save_checkpoint("ppo", step, states, values)
+    store.settle()
+
+
 @pytest.fixture
 def warnings() -> list[str]:
     return []
@@ -28,11 +35,11 @@ def store(tmp_path: Path, warnings: list[str]) -> Iterator[RunStore]:
 
 
 def test_a_checkpoint_comes_back_equal_in_every_bit(store: RunStore):
-    assert store.load_checkpoint() is None
+    assert store.load_checkpoint("ppo") is None
     values = {"prompts": {"offset": 3}, "kl": {"beta": 0.1 + 0.2}, "none": None}
-    store.save_checkpoint(2, {"policy": role(1), "critic": role(2)}, values)
+    save(store, 2, {"policy": role(1), "critic": role(2)}, values)
     with opened_again(store) as again:
-        step, states, plain = again.load_checkpoint() or pytest.fail("no checkpoint")
+        step, states, plain = again.load_checkpoint("ppo") or pytest.fail("no checkpoint")
         assert (step, plain) == (2, values)
         assert same(states["policy"], role(1)) and same(states["critic"], role(2))
 
@@ -50,27 +57,59 @@ def test_tensors_of_every_kind_are_kept(store: RunStore):
         "scalar": torch.tensor(1.5, dtype=torch.float64),
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
-    store.save_checkpoint(1, {"policy": RoleState(tensors)}, {})
-    _, states, _ = store.load_checkpoint() or pytest.fail("no checkpoint")
+    save(store, 1, {"policy": RoleState(tensors)}, {})
+    _, states, _ = store.load_checkpoint("ppo") or pytest.fail("no checkpoint")
     assert checksum(states["policy"].tensors) == checksum(tensors)
 
 
 def test_a_role_without_tensors_is_kept(store: RunStore):
-    store.save_checkpoint(1, {"policy": RoleState({}, {"a": 1})}, {})
-    _, states, _ = store.load_checkpoint() or pytest.fail("no checkpoint")
+    save(store, 1, {"policy": RoleState({}, {"a": 1})}, {})
+    _, states, _ = store.load_checkpoint("ppo") or pytest.fail("no checkpoint")
     assert states["policy"] == RoleState({}, {"a": 1})
 
 
 def test_only_the_newest_checkpoints_stay(store: RunStore):
     for step in (1, 2, 3, 10):
-        store.save_checkpoint(step, {"policy": role(step)}, {}, keep=2)
-    assert sorted(path.name for path in (store.folder / "checkpoints").iterdir()) == ["step-10", "step-3"]
+        save(store, step, {"policy": role(step)}, {})
+    assert sorted(path.name for path in (store.folder / "checkpoints" / "ppo").iterdir()) == ["step-10", "step-3"]
+
+
+def test_every_nth_checkpoint_stays_for_good(tmp_path: Path):
+    with RunStore.open(tmp_path, recipe(checkpoints={"keep": 1, "keep_every": 4})) as store:
+        for step in range(1, 11):
+            save(store, step, {"policy": role(step)}, {})
+        names = {path.name for path in (store.folder / "checkpoints" / "ppo").iterdir()}
+        assert names == {"step-4", "step-8", "step-10"}
+
+
+def test_stages_have_checkpoints_of_their_own(store: RunStore):
+    store.save_checkpoint("reward", 5, {"reward": role(1)}, {})
+    store.save_checkpoint("ppo", 2, {"policy": role(2)}, {})
+    assert (store.load_checkpoint("reward") or pytest.fail("no checkpoint"))[0] == 5
+    assert (store.load_checkpoint("ppo") or pytest.fail("no checkpoint"))[0] == 2
+
+
+def test_a_checkpoint_is_written_beside_the_work_and_committed_when_it_is_settled(store: RunStore):
+    store.save_checkpoint("ppo", 1, {"policy": role(1)}, {})
+    manifest = store.folder / "manifest.json"
+    assert json.loads(manifest.read_bytes())["checkpoints"] == {}
+    assert store.settle() > 0
+    assert json.loads(manifest.read_bytes())["checkpoints"] == {"ppo": 1}
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(store: RunStore, monkeypatch: pytest.MonkeyPatch):
+    save(store, 1, {"policy": role(1)}, {})
+    usage = shutil.disk_usage(store.folder)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=2**20))
+    with pytest.raises(StoreError, match=r"takes 1\.0 MiB\. The disk has 1\.0 MiB left\. Free some disk space"):
+        store.save_checkpoint("ppo", 2, {"policy": role(2)}, {})
+    assert [path.name for path in (store.folder / "checkpoints" / "ppo").iterdir()] == ["step-1"]
 
 
 def test_a_step_that_is_saved_again_replaces_its_checkpoint(store: RunStore):
-    store.save_checkpoint(1, {"policy": role(1)}, {})
-    store.save_checkpoint(1, {"policy": role(2)}, {})
-    _, states, _ = store.load_checkpoint() or pytest.fail("no checkpoint")
+    save(store, 1, {"policy": role(1)}, {})
+    save(store, 1, {"policy": role(2)}, {})
+    _, states, _ = store.load_checkpoint("ppo") or pytest.fail("no checkpoint")
     assert same(states["policy"], role(2))
 
 
@@ -113,70 +152,70 @@ def loss_of_the_manifest(folder: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_it_is_said(
     store: RunStore, warnings: list[str], damage, told: str
 ):
-    store.save_checkpoint(1, {"policy": role(1)}, {"step": 1})
-    store.save_checkpoint(2, {"policy": role(2)}, {"step": 1})
-    damage(store.folder / "checkpoints" / "step-2")
-    step, states, _ = store.load_checkpoint() or pytest.fail("no checkpoint")
+    save(store, 1, {"policy": role(1)}, {"step": 1})
+    save(store, 2, {"policy": role(2)}, {"step": 1})
+    damage(store.folder / "checkpoints" / "ppo" / "step-2")
+    step, states, _ = store.load_checkpoint("ppo") or pytest.fail("no checkpoint")
     assert step == 1 and same(states["policy"], role(1))
     assert "step-2" in warnings[0] and told in warnings[0]
     assert "goes on from step 1" in warnings[1]
-    assert (store.folder / "checkpoints" / "step-2.damaged").is_dir()
-    store.save_checkpoint(2, {"policy": role(3)}, {}, keep=1)
-    step, states, _ = store.load_checkpoint() or pytest.fail("no checkpoint")
+    assert (store.folder / "checkpoints" / "ppo" / "step-2.damaged").is_dir()
+    save(store, 2, {"policy": role(3)}, {})
+    step, states, _ = store.load_checkpoint("ppo") or pytest.fail("no checkpoint")
     assert step == 2 and same(states["policy"], role(3))
 
 
 def test_with_every_checkpoint_damaged_the_run_starts_again_and_it_is_said(store: RunStore, warnings: list[str]):
-    store.save_checkpoint(1, {"policy": role(1)}, {})
-    flip_a_byte(store.folder / "checkpoints" / "step-1" / "policy.safetensors")
-    assert store.load_checkpoint() is None
+    save(store, 1, {"policy": role(1)}, {})
+    flip_a_byte(store.folder / "checkpoints" / "ppo" / "step-1" / "policy.safetensors")
+    assert store.load_checkpoint("ppo") is None
     assert "starts again" in warnings[-1]
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused_not_passed_over(store: RunStore):
-    store.save_checkpoint(1, {"policy": role(1)}, {})
-    path = store.folder / "checkpoints" / "step-1" / "manifest.json"
+    save(store, 1, {"policy": role(1)}, {})
+    path = store.folder / "checkpoints" / "ppo" / "step-1" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(StoreError, match=r"has format 2"):
-        store.load_checkpoint()
+        store.load_checkpoint("ppo")
     assert path.exists()
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_old_one_whole(store: RunStore, warnings: list[str]):
-    store.save_checkpoint(1, {"policy": role(1)}, {})
+    save(store, 1, {"policy": role(1)}, {})
     with disk_of(1000), pytest.raises(StoreError, match=r"step-2 cannot be written.*Free some disk space"):
-        store.save_checkpoint(2, {"policy": RoleState({"w": torch.zeros(10_000)})}, {}, keep=1)
-    assert [path.name for path in (store.folder / "checkpoints").iterdir()] == ["step-1"]
+        save(store, 2, {"policy": RoleState({"w": torch.zeros(10_000)})}, {})
+    assert [path.name for path in (store.folder / "checkpoints" / "ppo").iterdir()] == ["step-1"]
     with opened_again(store, warnings) as again:
-        step, states, _ = again.load_checkpoint() or pytest.fail("no checkpoint")
+        step, states, _ = again.load_checkpoint("ppo") or pytest.fail("no checkpoint")
         assert step == 1 and same(states["policy"], role(1))
     assert warnings == []
 
 
 def test_values_that_json_cannot_hold_are_refused_before_anything_is_written(store: RunStore):
     with pytest.raises(TypeError, match="cannot be kept in JSON"):
-        store.save_checkpoint(1, {"policy": role(1)}, {"generator": object()})
-    assert store.load_checkpoint() is None
+        save(store, 1, {"policy": role(1)}, {"generator": object()})
+    assert store.load_checkpoint("ppo") is None
 
 
 def test_what_a_dead_process_left_half_written_goes(store: RunStore):
-    store.save_checkpoint(1, {"policy": role(1)}, {})
-    half = store.folder / "checkpoints" / ".tmp-step-2"
+    save(store, 1, {"policy": role(1)}, {})
+    half = store.folder / "checkpoints" / "ppo" / ".tmp-step-2"
     half.mkdir()
     (half / "policy.safetensors").write_bytes(b"half")
     (store.folder / ".tmp-manifest.json").write_bytes(b"{")
     with opened_again(store) as again:
-        assert (again.load_checkpoint() or pytest.fail("no checkpoint"))[0] == 1
+        assert (again.load_checkpoint("ppo") or pytest.fail("no checkpoint"))[0] == 1
     assert not half.exists() and not (store.folder / ".tmp-manifest.json").exists()
 
 
 def test_a_checkpoint_that_was_renamed_but_not_recorded_counts(store: RunStore):
-    store.save_checkpoint(1, {"policy": role(1)}, {})
+    save(store, 1, {"policy": role(1)}, {})
     manifest = (store.folder / "manifest.json").read_bytes()
-    store.save_checkpoint(2, {"policy": role(2)}, {})
+    save(store, 2, {"policy": role(2)}, {})
     write_file(store.folder / "manifest.json", manifest)
     with opened_again(store) as again:
-        assert (again.load_checkpoint() or pytest.fail("no checkpoint"))[0] == 2
+        assert (again.load_checkpoint("ppo") or pytest.fail("no checkpoint"))[0] == 2
 
 
 def test_a_role_comes_back_equal_and_can_be_replaced(store: RunStore):

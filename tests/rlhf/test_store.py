@@ -38,7 +38,7 @@ def store(tmp_path: Path, warnings: list[str]) -> Iterator[RunStore]:
 def test_a_new_run_has_its_resolved_recipe_and_a_manifest(store: RunStore):
     assert load_recipe(store.folder / "recipe.yaml") == recipe()
     manifest = json.loads((store.folder / "manifest.json").read_text())
-    assert (manifest["format"], manifest["stages"], manifest["checkpoint"]) == (1, {}, None)
+    assert (manifest["format"], manifest["stages"], manifest["checkpoints"]) == (2, {}, {})
 
 
 def test_stages_and_their_results_last(store: RunStore):
@@ -106,14 +106,24 @@ def test_a_read_only_folder_is_told():
 
 
 def test_a_manifest_of_a_newer_version_is_refused(store: RunStore):
+    store.close()
     path = store.folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(StoreError, match=r"has format 2.*up to 1.*Update"), opened_again(store):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    with pytest.raises(StoreError, match=r"has format 3.*up to 2.*Update"), opened_again(store):
+        pass
+
+
+def test_a_manifest_from_before_the_first_release_is_refused(store: RunStore):
+    store.close()
+    path = store.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(StoreError, match=r"has format 1.*another name"), opened_again(store):
         pass
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_a_manifest_that_cannot_be_read_is_refused(store: RunStore, content: str):
+    store.close()
     (store.folder / "manifest.json").write_text(content)
     with pytest.raises(StoreError, match=r"manifest\.json cannot be read"), opened_again(store):
         pass
@@ -121,6 +131,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(store: RunStore, content: str
 
 def test_a_lost_manifest_is_not_taken_for_a_new_run(store: RunStore):
     store.log("ppo", 1, {"a": 1})
+    store.close()
     (store.folder / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"has metrics\.jsonl but no manifest\.json"), opened_again(store):
         pass
@@ -248,7 +259,8 @@ def test_answers_that_do_not_fit_leave_those_before_whole(store: RunStore):
 
 
 def test_no_pickle_is_among_the_files_of_a_run(store: RunStore):
-    store.save_checkpoint(1, {"policy": role(1)}, {})
+    store.save_checkpoint("ppo", 1, {"policy": role(1)}, {})
+    store.settle()
     store.save_role("reward", role(1))
     store.append_groups("sample", 0, [group()])
     store.add_rankings([Ranking("p1", ((1,), (0,)), "rules")])

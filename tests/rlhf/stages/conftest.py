@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ MakeContext = Callable[..., Context]
 def make_context(tmp_path: Path) -> Iterator[MakeContext]:
     stores: list[RunStore] = []
 
-    def make(name: str = "run", **changes: Any) -> Context:
+    def make(name: str = "run", accept: Sequence[str] = (), **changes: Any) -> Context:
         recipe = tiny_recipe("no-model", tmp_path, name=name, **merged(BASE, changes))
         for store in stores:
             store.close()
         console = SilentConsole()
-        store = RunStore.open(recipe.runs, recipe, console.warn)
+        store = RunStore.open(recipe.runs, recipe, console.warn, accept=accept)
         stores.append(store)
         prompts = Prompts(
             tuple(prompt(f"p{i}") for i in range(12)), tuple(prompt(f"held{i}", length=2) for i in range(6))

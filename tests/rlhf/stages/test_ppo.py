@@ -6,6 +6,7 @@ import torch
 from rlhf.errors import ScoreError, StoreError, SyncError
 from rlhf.stages import ppo, rank, reward, sample
 from rlhf.stages.context import Context
+from tests.rlhf.runs import flip_a_byte
 from tests.rlhf.stages.conftest import MakeContext
 
 
@@ -46,6 +47,93 @@ def test_three_steps_and_a_resume_and_three_steps_are_six_steps(make_context: Ma
     assert metrics_of(resumed) == rows
     assert torch.equal(resumed.team.policy.logits.detach(), policy)  # type: ignore[attr-defined]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def interrupted(context: Context, role: str, method: str, at: int) -> None:
+    """Runs the loop until the role's method is called for the `at`-th time, which interrupts it."""
+    target = getattr(context.team, role)
+    original, calls = getattr(target, method), []
+
+    def interrupting(*values: Any, **keywords: Any) -> Any:
+        calls.append(values)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return original(*values, **keywords)
+
+    setattr(target, method, interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(context)
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "at", "asked_again"),
+    [
+        ("generator", "answer", 5, 1),  # steps 2 and 3 are journaled, 4 was in flight
+        ("policy", "update", 5, 1),  # answers and scores of step 4 are there
+        ("critic", "values", 5, 1),
+        ("generator", "load_adapter", 6, 1),
+    ],
+)
+def test_what_a_step_finished_since_the_checkpoint_is_used_again_and_the_rest_is_done_again(
+    make_context: MakeContext, role: str, method: str, at: int, asked_again: int
+) -> None:
+    changes: dict[str, Any] = {"ppo": {"save_every": 2}}
+    whole = make_context("whole", **changes)
+    ppo.run(whole)
+    halted = make_context("halted", **changes)
+    interrupted(halted, role, method, at)
+    resumed = make_context("halted", **changes)
+    ppo.run(resumed)
+    assert metrics_of(resumed) == metrics_of(whole)
+    assert torch.equal(resumed.team.policy.logits, whole.team.policy.logits)  # type: ignore[attr-defined]
+    requests = [*halted.team.generator.requests, *resumed.team.generator.requests]  # type: ignore[attr-defined]
+    assert requests == whole.team.generator.requests  # type: ignore[attr-defined]
+
+
+def test_scores_are_not_asked_for_again_and_dropped_groups_stay_dropped(make_context: MakeContext) -> None:
+    changes: dict[str, Any] = {
+        "rules": [{"name": "tests.rlhf.stages.scores.breaks_on_p1"}],
+        "on_bad_score": "drop",
+        "ppo": {"num_prompts": 12, "save_every": 3},
+    }
+    whole, halted = make_context("whole", **changes), make_context("halted", **changes)
+    ppo.run(whole)
+    interrupted(halted, "policy", "update", 2)
+    resumed = make_context("halted", **changes)
+    ppo.run(resumed)
+    assert metrics_of(resumed) == metrics_of(whole)
+
+
+def test_a_damaged_checkpoint_costs_steps_but_changes_nothing(make_context: MakeContext) -> None:
+    whole, halted = make_context("whole"), make_context("halted")
+    ppo.run(whole)
+    interrupted(halted, "policy", "update", 4)
+    halted.store.close()
+    flip_a_byte(halted.store.folder / "checkpoints" / "ppo" / "step-3" / "policy.safetensors")
+    resumed = make_context("halted")
+    ppo.run(resumed)
+    assert "step-3 is damaged" in resumed.console.warned[0]  # type: ignore[attr-defined]
+    assert resumed.console.said[0] == "ppo: going on from the checkpoint of step 2"  # type: ignore[attr-defined]
+    assert metrics_of(resumed) == metrics_of(whole)
+
+
+def test_answers_of_a_policy_that_differs_in_its_last_bits_are_used_and_it_is_said(make_context: MakeContext) -> None:
+    halted = make_context(ppo={"save_every": 6})
+    interrupted(halted, "policy", "update", 1)
+    resumed = make_context(ppo={"save_every": 6})
+    resumed.team.policy.logits.data += 1e-7  # type: ignore[attr-defined]
+    ppo.run(resumed)
+    assert "differs in its last bits" in resumed.console.warned[0]  # type: ignore[attr-defined]
+
+
+def test_a_run_that_was_done_goes_on_to_more_steps_if_they_are_accepted(make_context: MakeContext) -> None:
+    whole, short = make_context("whole", ppo={"num_steps": 6}), make_context("short", ppo={"num_steps": 4})
+    ppo.run(whole)
+    ppo.run(short)
+    longer = make_context("short", accept=("ppo.num_steps",), ppo={"num_steps": 6})
+    ppo.run(longer)
+    assert metrics_of(longer) == metrics_of(whole)
+    assert longer.console.warned == ["From here on the run has another recipe:\n  ppo.num_steps: 4 -> 6"]  # type: ignore[attr-defined]
 
 
 def test_group_advantages_start_no_critic(make_context: MakeContext) -> None:

@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 
 from rlhf.errors import DataError
 from rlhf.records import Ranking
 from rlhf.stages import rank, reward, sample
+from rlhf.stages.context import Context
 from tests.fakes import answer, group
 from tests.rlhf.stages.conftest import MakeContext
 
@@ -62,11 +65,42 @@ def test_an_epoch_holds_every_group_once(make_context: MakeContext) -> None:
     assert torch.isfinite(context.team.reward.scores(context.store.groups("sample", 0))).all()
 
 
+def rows_of(context: Context) -> list[dict[str, float]]:
+    """The rows of the training without what the clock says."""
+    rows = context.store.metrics("reward")
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
 def test_a_training_that_is_repeated_leaves_its_rows_once(make_context: MakeContext) -> None:
     context = make_context()
     sample.run(context)
     rank.run(context)
     reward.run(context)
-    rows = context.store.metrics("reward")
+    rows = rows_of(context)
     reward.run(context)
-    assert context.store.metrics("reward") == rows
+    assert rows_of(context) == rows
+
+
+def test_a_training_that_was_stopped_goes_on_from_its_checkpoint_and_ends_the_same(make_context: MakeContext) -> None:
+    changes: dict[str, Any] = {"reward": {"epochs": 3, "groups_per_batch": 3, "save_every": 2}}
+    whole, halted = make_context("whole", **changes), make_context("halted", **changes)
+    for context in (whole, halted):
+        sample.run(context)
+        rank.run(context)
+    results = reward.run(whole)
+    fit, calls = halted.team.reward.fit, []
+
+    def stops_at_the_fourth(groups: Any, rankings: Any) -> dict[str, float]:
+        calls.append(groups)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return fit(groups, rankings)
+
+    halted.team.reward.fit = stops_at_the_fourth  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        reward.run(halted)
+    resumed = make_context("halted", **changes)
+    assert reward.run(resumed) == results
+    assert resumed.console.said == ["reward: going on from the checkpoint of batch 2"]  # type: ignore[attr-defined]
+    assert rows_of(resumed) == rows_of(whole) and len(rows_of(whole)) > 4
+    assert resumed.team.reward.state() == whole.team.reward.state()

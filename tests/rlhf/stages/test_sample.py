@@ -31,3 +31,15 @@ def test_seeds_depend_on_the_prompt_and_not_on_the_request(make_context: MakeCon
     pairs = [dict(zip(*request, strict=True)) for c in (small, large) for request in c.team.generator.requests]  # type: ignore[attr-defined]
     assert pairs[0] | pairs[1] | pairs[2] == pairs[3]
     assert len(set(pairs[3].values())) == 8
+
+
+def test_a_batch_of_which_a_part_was_committed_is_sampled_as_a_whole_and_stands_once(make_context: MakeContext) -> None:
+    whole = make_context("whole")
+    sample.run(whole)
+    groups = whole.store.groups("sample", 0)
+    torn = make_context("torn")
+    torn.store.append_groups("sample", 0, groups[:4])
+    sample.run(torn)
+    asked = [prompts for prompts, _ in torn.team.generator.requests]  # type: ignore[attr-defined]
+    assert asked == [("p3", "p4", "p5"), ("p6", "p7")]
+    assert torn.store.groups("sample", 0) == groups

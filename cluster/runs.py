@@ -1,0 +1,110 @@
+"""Runs on this machine: found by name, listed, and read for going on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from configs.load import load_recipe
+from configs.schema import STAGES, Recipe, Stage
+from rlhf.errors import StoreError, TenfoldError
+from rlhf.events import last_event
+from rlhf.lock import is_locked
+from rlhf.manifest import Manifest, read_manifest
+from rlhf.mirror import pull
+from rlhf.mirror_remote import is_url
+from rlhf.ports import Console
+
+RunRow = dict[str, object]
+
+
+def find_run(name: str, runs: Path = Path("runs"), console: Console | None = None) -> Path:
+    """The folder of a run, given by its path, by its name in `runs`, or by the URL of its mirror, which is fetched.
+
+    Raises StoreError where there is none; the runs that there are are named.
+    """
+    if is_url(name):
+        folder = runs / name.rstrip("/").rpartition("/")[2]
+        if console is None or (folder / "manifest.json").exists():
+            return folder
+        with console.task(f"fetch {name}"):
+            return pull(name, folder)
+    folder = Path(name) if (Path(name) / "manifest.json").exists() else runs / name
+    if not (folder / "manifest.json").exists():
+        known = sorted(str(path.parent) for path in runs.glob("*/manifest.json"))
+        raise StoreError(
+            f"There is no run {name}.",
+            remedy=f"There are {', '.join(known)}." if known else "Give the path of a run folder.",
+        )
+    return folder
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, tuple[Stage, ...]]:
+    """(the recipe of the run in this folder, the stages that it was last asked for)."""
+    manifest = read_manifest(folder)
+    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    recipe = recipe.model_copy(update={"runs": str(folder.absolute().parent), "name": folder.absolute().name})
+    session = manifest["session"]
+    asked = cast(Sequence[Stage], session["stages"] if session else ())
+    return recipe, tuple(asked) or recipe.stages
+
+
+def list_runs(runs: Path) -> list[RunRow]:
+    """What each run of a folder is at, oldest first; read without taking any run's lock."""
+    folders = [path.parent for path in runs.glob("*/manifest.json")]
+    rows = [_row(folder) for folder in folders]
+    return sorted(rows, key=lambda row: str(row["created"]))
+
+
+def table(rows: Sequence[RunRow]) -> RenderableType:
+    """The rows for rich to print."""
+    if not rows:
+        return Text("There are no runs here.")
+    grid = Table("run", "state", "stage", "step", "newest checkpoint", "", box=SIMPLE_HEAD, show_edge=False)
+    for row in rows:
+        grid.add_row(*(Text(_shown(row[key])) for key in ("run", "state", "stage", "step", "checkpoint", "why")))
+    return grid
+
+
+def _row(folder: Path) -> RunRow:
+    row: RunRow = {"run": str(folder), "state": "", "stage": None, "step": None, "checkpoint": None, "created": ""}
+    try:
+        manifest = read_manifest(folder)
+        stages = load_run(folder)[1]
+    except (TenfoldError, ValueError) as error:
+        return row | {"state": "unreadable", "why": str(error)}
+    event = last_event(folder)
+    open_stages = [stage for stage in stages if stage not in manifest["stages"]]
+    stage = event["stage"] if event and event["stage"] in open_stages else next(iter(open_stages), stages[-1])
+    newest = [(name, manifest["checkpoints"][name]) for name in STAGES if name in manifest["checkpoints"]]
+    state, why = _state(folder, manifest, open_stages)
+    return row | {
+        "state": state,
+        "stage": stage,
+        "step": event.get("step") if event and event["stage"] == stage and open_stages else None,
+        "checkpoint": " ".join(f"{name} {step}" for name, step in newest[-1:]) or None,
+        "created": manifest["created"],
+        "why": why,
+    }
+
+
+def _state(folder: Path, manifest: Manifest, open_stages: Sequence[str]) -> tuple[str, str]:
+    """(running, done, stopped, failed or killed; what it was ended by)."""
+    if is_locked(folder):
+        return "running", ""
+    session = manifest["session"]
+    if not open_stages:
+        return "done", ""
+    if session is None or session["ended"] is None:
+        return "killed", f"go on with `tenfold resume {folder}`"
+    return ("stopped" if session["how"] == "done" else session["how"]), session["why"]
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else str(value)
