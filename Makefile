@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format model demo demo-seeds tiny chaos lock
+.PHONY: help setup test unit lint format model demo demo-seeds tiny chaos lock
 
 PYTHON := $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -14,6 +14,9 @@ setup: ## make .venv from the lock, once
 
 test: setup ## run all tests
 	@$(BIN)/python -m pytest $(TESTS)
+
+unit: setup ## run the tests that start no engine
+	@$(BIN)/python -m pytest -m "not ray and not vllm and not engine" $(TESTS)
 
 lint: setup ## check format, lint, types and the floors
 	@$(BIN)/ruff format --check .

@@ -21,6 +21,8 @@ from rlhf.rows import MicroBatch, make_micro_batches
 from tests.actors.ranks import EPS, distance, make_groups, make_rankings, num_tokens, rollout_of, run_ranks, same_bits
 from tests.recipes import tiny_recipe
 
+pytestmark = pytest.mark.engine
+
 STAGES = (0, 1, 2, 3)
 CUTS: dict[str, dict[str, Any]] = {
     "whole": {"zero_stage": 0, "rows": "shared", "micro_batch_tokens": 10_000},

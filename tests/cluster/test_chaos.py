@@ -178,6 +178,7 @@ def test_events_are_followed_line_by_line_and_a_torn_one_is_passed_over(tmp_path
     assert events.seen == [{"what": "start"}, {"what": "end"}]
 
 
+@pytest.mark.engine
 def test_a_run_that_is_killed_and_goes_on_is_the_run_that_was_not(recipe_path: Path) -> None:
     console = SilentConsole()
     report = stand_in(recipe_path, console, kills=6)
@@ -193,6 +194,7 @@ def test_a_run_that_is_killed_and_goes_on_is_the_run_that_was_not(recipe_path: P
     assert "The run that was killed is the run that was not, bit for bit." in shown(report)
 
 
+@pytest.mark.engine
 def test_the_undisturbed_run_is_used_again_only_for_the_same_recipe(recipe_path: Path, tmp_path: Path) -> None:
     console = SilentConsole()
     calm = Path(stand_in(recipe_path).undisturbed)
@@ -210,6 +212,7 @@ def test_the_undisturbed_run_is_used_again_only_for_the_same_recipe(recipe_path:
     assert not is_complete(run / "nowhere", load_recipe(recipe_path))
 
 
+@pytest.mark.engine
 def test_a_resume_that_forgets_is_found_out(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAW", "forgets")
     report = stand_in(recipe_path)
@@ -218,6 +221,7 @@ def test_a_resume_that_forgets_is_found_out(recipe_path: Path, monkeypatch: pyte
     assert "ppo step 2: loss" in shown(report) and "bit for bit" not in shown(report)
 
 
+@pytest.mark.engine
 def test_a_process_that_outlives_the_run_is_told_and_ended(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAW", "leaves")
     monkeypatch.setattr("cluster.chaos.GRACE_S", 0.1)
@@ -229,6 +233,7 @@ def test_a_process_that_outlives_the_run_is_told_and_ended(recipe_path: Path, mo
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.engine
 def test_a_run_that_fails_by_itself_is_told_with_the_end_of_its_log(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +242,7 @@ def test_a_run_that_fails_by_itself_is_told_with_the_end_of_its_log(
         stand_in(recipe_path, folder=tmp_path)
 
 
+@pytest.mark.engine
 def test_a_run_that_hangs_is_ended_and_told(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAW", "hangs")
     monkeypatch.setattr("cluster.chaos.PATIENCE_S", 1.0)
@@ -245,6 +251,7 @@ def test_a_run_that_hangs_is_ended_and_told(recipe_path: Path, monkeypatch: pyte
         stand_in(recipe_path)
 
 
+@pytest.mark.engine
 def test_a_moment_that_the_run_is_beyond_is_taken_at_the_next_step_or_missed(recipe_path: Path, tmp_path: Path) -> None:
     folder, run = tmp_path / "runs", tmp_path / "runs" / "tiny"
     processes = _Processes(run, tmp_path / "log", limit_s=60)
@@ -260,6 +267,7 @@ def test_a_moment_that_the_run_is_beyond_is_taken_at_the_next_step_or_missed(rec
     assert len(missed) == 1
 
 
+@pytest.mark.engine
 def test_a_phase_that_ends_before_the_moment_inside_it_is_struck_at_its_end(recipe_path: Path, tmp_path: Path) -> None:
     processes = _Processes(tmp_path / "tiny", tmp_path / "log", limit_s=60)
     began = time.monotonic()

@@ -15,7 +15,7 @@ from rich.console import Console as RichConsole
 
 from cluster.run import run
 from cluster.runs import find_run, list_runs, load_run, table
-from configs.schema import Recipe
+from configs.schema import CheckpointsConfig, Recipe
 from rlhf.errors import StoreError
 from rlhf.records import Answer, Prompt
 from rlhf.store import RunStore
@@ -193,3 +193,37 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(recipe: Recipe) ->
     go(recipe, only=("sample",))
     with pytest.raises(StoreError, match=r"no run nothing.*tiny"):
         find_run("nothing", Path(recipe.runs))
+
+
+@pytest.mark.engine
+def test_a_run_goes_on_from_its_mirror_in_an_object_store_alone(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str
+) -> None:
+    mirrored = recipe.model_copy(update={"checkpoints": CheckpointsConfig(mirror=bucket)})
+    whole = recipe.model_copy(update={"name": "whole"})
+    expected = go(whole)
+    log = RunStore.log
+
+    def stops(self: RunStore, stage: str, step: int, metrics: Any) -> None:
+        log(self, stage, step, metrics)
+        if (stage, step) == ("ppo", 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "log", stops)
+        with pytest.raises(KeyboardInterrupt):
+            go(mirrored)
+    shutil.rmtree(recipe.runs)
+    console = Silent()
+    folder = find_run(f"{bucket}/tiny", tmp_path / "elsewhere", console)  # type: ignore[arg-type]
+    again, stages = load_run(folder)
+    found = go(again, only=stages)
+    for stage in ("sample", "rank", "reward"):
+        assert {**found[stage], "time_s": 0, "peak_memory_gib": 0, "tokens_per_s": 0} == {
+            **expected[stage],
+            "time_s": 0,
+            "peak_memory_gib": 0,
+            "tokens_per_s": 0,
+        }
+    assert found["ppo"]["num_steps"] == 2
+    assert found["evaluate"]["win_rate"] == expected["evaluate"]["win_rate"]

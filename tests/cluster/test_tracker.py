@@ -23,6 +23,7 @@ from rlhf.store import RunStore
 from tests.cluster.wandb_log import Server, history, logs, lose_rows, records, steps, tables, wandb_server
 from tests.fakes import SilentConsole
 
+pytestmark = pytest.mark.engine
 OFFLINE = {"WANDB_MODE": "offline"}
 ROOT = Path(__file__).parents[2]
 COLUMNS = ["answer"]

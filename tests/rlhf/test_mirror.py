@@ -16,7 +16,6 @@ import pytest
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
-from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from rlhf.disk import to_json, write_folder
@@ -108,36 +107,7 @@ class StoreThatDies(S3FileSystem):
         return await super()._rm(path, **options)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a server that speaks S3."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty bucket."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    S3FileSystem.clear_instance_cache()
-    fs, _ = url_to_fs("s3://runs")
-    fs.mkdir("runs")
-    yield "s3://runs"
-    fs.rm("runs", recursive=True)
-
-
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.engine)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where the mirrors of runs are kept: a folder, or a bucket's prefix."""
     if request.param == "folder":
@@ -591,6 +561,7 @@ def test_a_run_folder_is_not_taken_for_a_mirror(store: RunStore, tmp_path: Path)
         Mirror(str(tmp_path / "mirrors"), store.folder).push()
 
 
+@pytest.mark.engine
 def test_a_bucket_that_is_not_there_is_told(store: RunStore, bucket: str, tmp_path: Path):
     with pytest.raises(StoreError, match=r"s3://elsewhere/run cannot be written: .*bucket does not exist.*Make the"):
         Mirror("s3://elsewhere", store.folder).push()
@@ -598,6 +569,7 @@ def test_a_bucket_that_is_not_there_is_told(store: RunStore, bucket: str, tmp_pa
         pull("s3://elsewhere/run", tmp_path / "fetched")
 
 
+@pytest.mark.engine
 def test_a_server_that_does_not_answer_is_told(store: RunStore, bucket: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
