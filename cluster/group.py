@@ -34,8 +34,9 @@ class Group:
     its processes are ended, and every later call says why.
     """
 
-    def __init__(self, plan: GroupPlan, home: PlacementGroup, config: ClusterConfig) -> None:
-        self.plan, self._config = plan, config
+    def __init__(self, plan: GroupPlan, home: PlacementGroup, config: ClusterConfig, beside: int = 0) -> None:
+        """`beside`: workers of other groups that compute at the same time on the same node, and share its cores."""
+        self.plan, self._config, self._beside = plan, config, beside
         self._order = threading.Lock()
         self._dead = ""
         device = "cuda" if plan.gpus else "cpu"
@@ -111,7 +112,7 @@ class Group:
         before: Counter[str] = Counter()
         set_up: list[Values] = []
         for rank, seat in enumerate(self.seats):
-            threads = self._config.threads or max(seat.num_cores // on_node[seat.node_id], 1)
+            threads = self._config.threads or max(seat.num_cores // (on_node[seat.node_id] + self._beside), 1)
             listens = self.plan.collective and rank == 0
             set_up.append((before[seat.node_id], threads, float(self._config.wait_s), listens))
             before[seat.node_id] += 1

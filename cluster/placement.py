@@ -11,6 +11,7 @@ from rlhf.errors import PlacementError
 
 Role = Literal["policy", "reference", "reward", "critic", "generator"]
 ROLES: tuple[Role, ...] = get_args(Role)
+AT_ONCE: frozenset[Role] = frozenset({"policy", "critic", "reference"})
 TRAINER = "trainer"  # the group that hosts every role but the generator where placement is shared
 
 
@@ -64,6 +65,12 @@ class Placement:
         """Whether two groups live on the same GPU, so that only one of them can be at work."""
         homes = [index for group in self.groups if group.gpus > 0 for index in group.bundles]
         return len(homes) > len(set(homes))
+
+    def beside(self, group: GroupPlan) -> int:
+        """Workers of other groups that compute at the same time: policy, critic and reference do; others take turns."""
+        if not AT_ONCE.intersection(group.roles):
+            return 0
+        return sum(other.num_workers for other in self.groups if other != group and AT_ONCE.intersection(other.roles))
 
     def group_of(self, role: Role) -> GroupPlan:
         """The group that plays this role. Raises PlacementError if the recipe needs no such role."""

@@ -157,7 +157,9 @@ class RayTeam:
         with self._console.task(f"start the {role}") as task, turn():
             if plan.name not in self._groups:
                 task.advance(0, f"{workers} in the group {plan.name!r}")
-                self._groups[plan.name] = Group(plan, self._reserve(), self._recipe.cluster)
+                # On a cluster elsewhere it is not known who will share a node.
+                beside = 0 if self._recipe.cluster.address or plan.gpus else self.placement.beside(plan)
+                self._groups[plan.name] = Group(plan, self._reserve(), self._recipe.cluster, beside)
             task.advance(0, "load")
             self._groups[plan.name].ensure(role, self._factories[role], self._recipe)
         self._console.say(

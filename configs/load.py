@@ -65,12 +65,15 @@ def absolute(recipe: Recipe) -> Recipe:
     prompts = recipe.data.prompts
     sources = (prompts,) if isinstance(prompts, str) else prompts
     found = tuple(_absolute(source) for source in sources)
-    text = recipe.evaluate.text
+    text, mirror = recipe.evaluate.text, recipe.checkpoints.mirror
+    if mirror and "://" not in mirror:
+        mirror = os.path.abspath(mirror)
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
             "data": recipe.data.model_copy(update={"prompts": found[0] if isinstance(prompts, str) else found}),
             "evaluate": recipe.evaluate.model_copy(update={"text": text and _absolute(text)}),
+            "checkpoints": recipe.checkpoints.model_copy(update={"mirror": mirror}),
         }
     )
 

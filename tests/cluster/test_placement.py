@@ -149,3 +149,11 @@ def test_a_role_without_a_place_is_told_by_name(recipe: Any) -> None:
     assert placement.group_of("generator").name == "generator"
     with pytest.raises(PlacementError, match=r"'critic'.*Placed are generator\."):
         placement.group_of("critic")
+
+
+def test_workers_that_compute_at_the_same_time_share_the_cores(recipe: Any) -> None:
+    separate = place(recipe(cluster={"placement": "separate", "workers": {"policy": 2}}), CPU)
+    beside = {group.name: separate.beside(group) for group in separate.groups}
+    assert beside == {"policy": 2, "reference": 3, "reward": 0, "critic": 3, "generator": 0}
+    shared = place(recipe(), CPU)
+    assert [shared.beside(group) for group in shared.groups] == [0, 0]

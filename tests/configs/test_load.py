@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.load import difference, dump_recipe, load_recipe, make_recipe
+from configs.load import absolute, difference, dump_recipe, load_recipe, make_recipe
 from configs.schema import Recipe
 
 BASE = "name: a\nmodel: {path: m}\ndata: {prompts: p.jsonl}\nrules: [{name: short}]\n"
@@ -177,3 +177,24 @@ def test_difference_names_the_keys_that_differ(recipe_file: Path):
 
 def test_the_schema_knows_every_key_it_dumps(recipe_file: Path):
     assert set(Recipe.model_fields) == set(load_recipe(recipe_file).model_dump())
+
+
+def test_paths_of_what_is_there_become_absolute_and_all_else_stays(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    sources = "[chatterbot:coding, some/*.jsonl]"
+    words = ["model.path=base", f"data.prompts={sources}", "evaluate.text=missing.txt", "checkpoints.mirror=second"]
+    recipe = absolute(load_recipe(recipe_file, words))
+    assert recipe.model.path == str(tmp_path / "base")
+    assert recipe.data.prompts == ("chatterbot:coding", str(tmp_path / "some/*.jsonl"))
+    assert recipe.evaluate.text == "missing.txt"
+    assert recipe.checkpoints.mirror == str(tmp_path / "second")
+    url = load_recipe(recipe_file, ["checkpoints.mirror=s3://bucket/runs", "model.path=org/model"])
+    assert absolute(url).checkpoints.mirror == "s3://bucket/runs" and absolute(url).model.path == "org/model"
+
+
+def test_a_password_in_the_mirror_is_refused(recipe_file: Path):
+    with pytest.raises(ConfigError, match="give them in the environment"):
+        load_recipe(recipe_file, ["checkpoints.mirror=ftp://ann:secret@host/runs"])
