@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 # Before any import that reads them: no test may reach for a hub, and W&B keeps its runs on the disk.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +18,17 @@ import torch
 
 from tests.tiny import make_tiny_model
 
+# A server on a free port; it says its address and ends with its input.
+OBJECT_STORE = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print("http://%s:%d" % server.get_host_and_port(), flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
 torch.set_num_threads(1)  # a tiny model loses more by waiting for a second thread than it gains
 
 
@@ -27,14 +40,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[str]:
-    """The address of a server that speaks S3."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """The address of a server that speaks S3, in a process of its own: vLLM looks at all that is imported in ours."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OBJECT_STORE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.stdin.close()  # it ends
 
 
 @pytest.fixture
