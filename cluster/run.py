@@ -126,8 +126,7 @@ def reopen_longer(recipe: Recipe, store: RunStore, console: Console) -> None:
     num_steps = store.results("ppo").get("num_steps", recipe.ppo.num_steps)
     if num_steps < recipe.ppo.num_steps:
         console.say(f"ppo: done with {num_steps} steps before, goes on to {recipe.ppo.num_steps}")
-        store.reopen("ppo")
-        store.reopen("evaluate")
+        store.reopen("ppo", "evaluate")
 
 
 def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:

@@ -18,7 +18,7 @@ from rlhf.errors import StoreError
 from rlhf.fingerprint import fingerprint
 
 FORMAT = 2
-RECIPE = "recipe.yaml"
+RECIPE, JOURNALS = "recipe.yaml", "journal"
 # Where a run is, how it is watched and how often it is saved: no result hangs on these keys, so they may differ when it
 # is opened again. (A base that was moved is known by its fingerprint.)
 MAY_DIFFER = (
@@ -162,6 +162,10 @@ def _take_recipe(folder: Path, manifest: Manifest, recipe: Recipe, accept: Seque
             remedy="Start a run with another name (name=...), or take the recipe that the run was begun with"
             + ("." if fixed else f", or take the change over: `--accept {' --accept '.join(refused)}`."),
         )
+    if not all(key.startswith(ONLY_BITS) for key in differences):
+        # First: steps that were journaled under the recipe before must not be taken for this one's after a crash.
+        for journal in (folder / JOURNALS).glob("*.jsonl"):
+            write_file(journal, b"")
     if lines:
         write_file(folder / RECIPE, dump_recipe(absolute(recipe)).encode())
     if differences:

@@ -23,7 +23,7 @@ from rlhf.errors import StoreError, TenfoldError
 from rlhf.events import Events
 from rlhf.journal import Journal, group_from_row, group_to_row
 from rlhf.lock import take_lock
-from rlhf.manifest import ONLY_BITS, Manifest, now, open_manifest, record, session
+from rlhf.manifest import JOURNALS, Manifest, now, open_manifest, record, session
 from rlhf.rankings_db import RankingsDB
 from rlhf.records import Adapter, AnswerGroup, Ranking, RoleState
 from rlhf.saver import Saver
@@ -52,7 +52,7 @@ class RunStore:
         self.folder = folder
         self.events = Events(folder)
         self._manifest, self._lock, self._warn, self._config = manifest, lock, warn, recipe.checkpoints
-        for part in (folder, folder / "models", folder / "roles", folder / "samples", folder / "journal"):
+        for part in (folder, folder / "models", folder / "roles", folder / "samples", folder / JOURNALS):
             tidy(part)
         self._metrics = Journal(folder / "metrics.jsonl", durable=False)
         self._journals: dict[str, Journal] = {}
@@ -95,8 +95,6 @@ class RunStore:
             store = cls(folder, manifest, lock, warn, recipe, stages)
             if accepted:
                 warn("\n".join(["From here on the run has another recipe:", *(f"  {line}" for line in accepted)]))
-                if not all(line.startswith(ONLY_BITS) for line in accepted):
-                    store.steps("ppo").clear()
             return store
         except BaseException:
             os.close(lock)
@@ -146,9 +144,11 @@ class RunStore:
         record(self.folder, self._manifest)
         self._copier.start()
 
-    def reopen(self, stage: str) -> None:
-        """Records the stage as not done; its checkpoints are kept, so that it goes on from the newest."""
-        if self._manifest["stages"].pop(stage, None) is not None:
+    def reopen(self, *stages: str) -> None:
+        """Records the stages as not done, all at once; checkpoints are kept, so that they go on from the newest."""
+        if done := [stage for stage in stages if self.done(stage)]:
+            for stage in done:
+                del self._manifest["stages"][stage]
             record(self.folder, self._manifest)
 
     @property
@@ -206,7 +206,7 @@ class RunStore:
     def steps(self, stage: str) -> StepJournal:
         """What the stage's steps since its newest checkpoint finished, phase by phase."""
         if stage not in self._steps:
-            self._steps[stage] = StepJournal(self.folder / "journal" / f"{stage}.jsonl")
+            self._steps[stage] = StepJournal(self.folder / JOURNALS / f"{stage}.jsonl")
         return self._steps[stage]
 
     # Checkpoints and models

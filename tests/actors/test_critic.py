@@ -18,6 +18,8 @@ from rlhf.rollout import answer_mask
 from tests.actors.ranks import EPS, distance, make_groups, make_rankings, rollout_of, same_bits
 from tests.recipes import tiny_recipe
 
+pytestmark = pytest.mark.engine
+
 
 def make_recipe(model: Path, folder: Path, **learner: Any) -> Recipe:
     cut = {"micro_batch_tokens": 10_000, "rows": "shared"} | learner

@@ -18,6 +18,8 @@ from rlhf.records import AnswerGroup
 from rlhf.rows import MicroBatch, Rows, make_micro_batches
 from tests.actors.ranks import EPS, Tensors, distance, make_groups, num_tokens, same_bits
 
+pytestmark = pytest.mark.engine
+
 ADAM = OptimizerConfig(lr=1e-2, weight_decay=0.1, eps=EPS)
 
 

@@ -21,6 +21,8 @@ from rlhf.rollout import answer_mask, sampling_metrics
 from tests.actors.ranks import EPS, distance, make_groups, rollout_of, same_bits
 from tests.recipes import tiny_recipe
 
+pytestmark = pytest.mark.engine
+
 Changes = dict[str, Any]
 GROUP: Changes = {"advantage": "group", "kl": {"where": "loss", "beta": 0.0}}
 

@@ -17,6 +17,8 @@ from rlhf.records import AnswerGroup, Ranking
 from tests.actors.ranks import EPS, distance, make_groups, make_rankings, same_bits
 from tests.recipes import tiny_recipe
 
+pytestmark = pytest.mark.engine
+
 
 def make_recipe(model: Path, folder: Path, loss: str = "plackett_luce", **learner: Any) -> Recipe:
     cut = {"micro_batch_tokens": 10_000, "rows": "shared"} | learner

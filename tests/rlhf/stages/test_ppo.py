@@ -126,6 +126,20 @@ def test_answers_of_a_policy_that_differs_in_its_last_bits_are_used_and_it_is_sa
     assert "differs in its last bits" in resumed.console.warned[0]  # type: ignore[attr-defined]
 
 
+def test_answers_that_were_journaled_under_another_recipe_are_not_used(make_context: MakeContext) -> None:
+    halted = make_context(ppo={"save_every": 6})
+    interrupted(halted, "policy", "update", 2)
+    assert len(halted.team.generator.requests) == 2  # type: ignore[attr-defined]
+    changed = make_context(accept=("ppo.gamma",), ppo={"save_every": 6, "gamma": 0.5})
+    ppo.run(changed)
+    assert len(changed.team.generator.requests) == 6  # type: ignore[attr-defined]
+    elsewhere = make_context("placed", ppo={"save_every": 6})
+    interrupted(elsewhere, "policy", "update", 2)
+    moved = make_context("placed", accept=("cluster",), ppo={"save_every": 6}, cluster={"threads": 2})
+    ppo.run(moved)
+    assert len(moved.team.generator.requests) == 4  # type: ignore[attr-defined]
+
+
 def test_a_run_that_was_done_goes_on_to_more_steps_if_they_are_accepted(make_context: MakeContext) -> None:
     whole, short = make_context("whole", ppo={"num_steps": 6}), make_context("short", ppo={"num_steps": 4})
     ppo.run(whole)
