@@ -58,6 +58,8 @@ class Base:
         self.hidden_size: int = self.model.config.hidden_size
         self._targets = _targets(self.model, lora)
         self._peft: PeftModel | None = None
+        self._dtype: torch.dtype = self.model.dtype
+        self._autocast = False  # weights are float32 and passes are not
         self._active: str | None = None
         self._adapters: dict[str, Parameters] = {}
 
@@ -90,6 +92,16 @@ class Base:
         self._peft.eval()
         self._switch(self._active)
 
+    def train_all(self) -> Parameters:
+        """All parameters of the decoder by their names in its checkpoint, float32; they can be trained from now on.
+
+        The decoder is then no frozen base any more: no adapter is on it, and no other role may stand on it.
+        """
+        assert self._peft is None, f"the base has adapters: {', '.join(self._adapters)}"
+        self._autocast = self.model.dtype != torch.float32
+        self.model.float().requires_grad_(True)
+        return dict(self.model.named_parameters())
+
     def parameters(self, name: str) -> Parameters:
         """The adapter's parameters, float32, by PEFT's names as in adapter_model.safetensors."""
         return dict(self._adapters[name])
@@ -100,8 +112,11 @@ class Base:
         return {key: _jsonable(value) for key, value in sorted(self._peft.peft_config[name].to_dict().items())}
 
     @contextmanager
-    def training(self, adapter: str, *, checkpointing: bool) -> Iterator[None]:
-        """The adapter on, for passes with a backward; activations are computed again there where `checkpointing`."""
+    def training(self, adapter: str | None, *, checkpointing: bool) -> Iterator[None]:
+        """The adapter on (None: the whole model), for passes with a backward.
+
+        Where `checkpointing`, activations are computed again there.
+        """
         # transformers checkpoints in training mode only, which changes nothing else: there is no dropout.
         self.model.train(checkpointing)
         try:
@@ -119,7 +134,8 @@ class Base:
         before = self._active
         self._switch(adapter)
         try:
-            yield self.model
+            with torch.autocast(self.device.type, self._dtype, enabled=self._autocast):
+                yield self.model
         finally:
             self._switch(before)
 

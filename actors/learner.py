@@ -33,41 +33,46 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Learner:
-    """An optimizer over one adapter and its head, on a process group that exists already.
+    """An optimizer over one adapter and its head, or over a whole model, on a process group that exists already.
 
     Collective: every rank of the group makes the same calls in the same order. A base that several roles share takes
     ZeRO 0 to 2; ZeRO 3 spreads the base itself and needs it alone.
 
     Args:
         base: the decoder, with `adapter` attached.
-        adapter: its name.
+        adapter: its name; None: the whole decoder is trained, in float32 with passes in the dtype of `base`.
         head: scalar head that is trained along, or None.
         optimizer: rates and clipping.
         learner: ZeRO stage and gradient checkpointing.
         rank: of this worker, 0 .. world_size - 1.
         world_size: workers of the group.
+        num_updates: of the whole training, which a cosine schedule needs to know.
     """
 
     def __init__(
         self,
         base: Base,
-        adapter: str,
+        adapter: str | None,
         head: nn.Module | None,
         optimizer: OptimizerConfig,
         learner: LearnerConfig,
         rank: int,
         world_size: int,
+        num_updates: int | None = None,
     ) -> None:
+        assert optimizer.schedule == "constant" or num_updates is not None, "a cosine ends somewhere"
         attach(rank, world_size)
         self.updates = 0
         self._base, self._adapter, self._optimizer = base, adapter, optimizer
         self._head, self._world_size = head, world_size
+        self._name = adapter or "model"
         self._smallest = _one_token()
         self._spread = learner.zero_stage == SPREAD_WEIGHTS
         if learner.gradient_checkpointing:
             base.enable_checkpointing()
         self._checkpointing = learner.gradient_checkpointing
-        self._parameters: dict[str, nn.Parameter] = base.parameters(adapter)
+        self._num_updates = num_updates
+        self._parameters: dict[str, nn.Parameter] = base.train_all() if adapter is None else base.parameters(adapter)
         if head is not None:
             self._parameters |= {f"head.{name}": parameter for name, parameter in head.named_parameters()}
         spread = [base.model, head] if self._spread else []
@@ -80,9 +85,18 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """The rate of the next update: it rises linearly over the warm-up and stays."""
-        warmup = self._optimizer.warmup_steps
-        return self._optimizer.lr * min(1.0, (self.updates + 1) / (warmup + 1))
+        """The rate of the next update: it rises linearly over the warm-up, then stays or falls along a cosine.
+
+        The last update is made at `min_lr_share` of the rate (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5).
+        """
+        config = self._optimizer
+        risen = min(1.0, (self.updates + 1) / (config.warmup_steps + 1))
+        if config.schedule == "constant" or self._num_updates is None:
+            return config.lr * risen
+        falling = max(self._num_updates - config.warmup_steps - 1, 1)
+        way = min(max(self.updates - config.warmup_steps, 0) / falling, 1.0)
+        share = config.min_lr_share + (1 - config.min_lr_share) * (1 + math.cos(math.pi * way)) / 2
+        return config.lr * risen * share
 
     def step(self, micro_batches: Sequence[MicroBatch | None], loss: Loss, global_count: float) -> dict[str, float]:
         """Metrics of one update: sums over all ranks of what `loss` reported; `grad_norm`, before clipping; `lr`.
@@ -164,7 +178,7 @@ class Learner:
         if wrong:
             name = wrong[0]
             raise StoreError(
-                f"The saved {self._adapter} does not fit: {name} is {found.get(name)}, here it is {wanted.get(name)} "
+                f"The saved {self._name} does not fit: {name} is {found.get(name)}, here it is {wanted.get(name)} "
                 f"({len(wrong)} such tensors).",
                 remedy="Resume with the same model and lora settings, or start a run under another name.",
             )
@@ -215,7 +229,7 @@ class Learner:
             self._engine.step() if math.isfinite(norm) else self._engine.zero_grad()
         if not math.isfinite(norm):
             raise ModelError(
-                f"The gradient of {self._adapter} at update {self.updates + 1} has the norm {norm}.",
+                f"The gradient of {self._name} at update {self.updates + 1} has the norm {norm}.",
                 limit="It must be finite; the update was not applied.",
                 remedy=f"Lower the learning rate ({self._optimizer.lr}) or look at scores and logprobs of this step.",
             )

@@ -38,7 +38,7 @@ class LoraConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, with a linear warm-up and then a constant rate."""
+    """AdamW, with a linear warm-up and then a constant rate or, where the number of steps is known, a cosine."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -46,6 +46,8 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    min_lr_share: Share = 0.1  # of lr, where a cosine ends
 
 
 class LearnerConfig(Section):

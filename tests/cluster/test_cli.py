@@ -40,7 +40,19 @@ def test_help_names_every_command_and_is_quick() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert time.perf_counter() - began < 5  # on a busy machine; alone it is well under one
     assert not HEAVY & set(done.stdout.splitlines()[0].split())
-    for command in ("run", "sample", "rank", "reward", "ppo", "evaluate", "show", "import-model"):
+    for command in (
+        "run",
+        "sample",
+        "rank",
+        "reward",
+        "ppo",
+        "evaluate",
+        "show",
+        "resume",
+        "runs",
+        "chaos",
+        "import-model",
+    ):
         assert f" {command} " in done.stdout
 
 
@@ -175,3 +187,40 @@ def test_a_model_is_imported_into_a_folder(tiny_model: Path, tmp_path: Path) -> 
     result = tenfold("import-model", tiny_model, tmp_path / "model", "--dtype", "float32")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "model" / "config.json").exists()
+
+
+def test_runs_lists_what_is_there_for_people_and_programs(recipe_file: Path, tmp_path: Path) -> None:
+    assert "There are no runs here." in tenfold("runs", tmp_path / "runs").output
+    with RunStore.open(tmp_path / "runs", tiny_recipe("m", tmp_path)):
+        pass
+    listed = tenfold("runs", tmp_path / "runs", "--json")
+    (row,) = json.loads(listed.stdout)
+    assert (row["state"], row["stage"], row["checkpoint"]) == ("stopped", "sample", None)
+    assert "stopped" in tenfold("runs", tmp_path / "runs").output
+
+
+@pytest.mark.parametrize("words", [("resume", "nothing"), ("resume", "/no/such/folder"), ("show", "nothing")])
+def test_a_run_that_is_not_there_is_one_message(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = tenfold(*words)
+    assert result.exit_code == 2
+    assert f"There is no run {words[1]}." in result.output and "Traceback" not in result.output
+
+
+def test_a_resume_takes_a_change_over_only_if_it_is_accepted(recipe_file: Path, tmp_path: Path) -> None:
+    with RunStore.open(tmp_path / "runs", tiny_recipe("m", tmp_path)):
+        pass
+    refused = tenfold("resume", tmp_path / "runs" / "tiny", "ppo.num_steps=9")
+    assert refused.exit_code == 2
+    assert "ppo.num_steps: 2 -> 9" in refused.output and "--accept ppo.num_steps" in refused.output
+    taken = tenfold("resume", tmp_path / "runs" / "tiny", "ppo.num_steps=9", "--accept", "ppo.num_steps")
+    assert taken.exit_code == 2 and "model.path=m" in taken.output  # it is past the recipe: there is no model
+    assert "From here on the run has another recipe" in taken.output
+
+
+def test_a_run_that_another_process_holds_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    with RunStore.open(tmp_path / "runs", tiny_recipe("m", tmp_path)):
+        second = tenfold("resume", tmp_path / "runs" / "tiny")
+    assert second.exit_code == 2 and "is in use by another process" in second.output
