@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.errors import ModelError
-from rlhf.forward import hidden_states, last_token_hidden, token_logprobs, token_values
+from rlhf.forward import hidden_states, last_token_hidden, token_logprobs, token_logprobs_alone, token_values
 from rlhf.records import Answer, AnswerGroup, Prompt
 from rlhf.rows import MicroBatch, Rows, make_micro_batches, scatter
 
@@ -193,6 +193,14 @@ def test_a_pass_without_gradients_gives_the_same_logprobs_and_entropies(model: P
     with torch.no_grad():
         without = token_logprobs(model, batch, TEMPERATURE)
     assert all(torch.equal(one, other) for one, other in zip(with_gradients, without, strict=True))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_logprobs_alone_are_those_with_entropies(model: PreTrainedModel, chunk: int) -> None:
+    batch = one_batch()
+    with torch.no_grad():
+        alone = token_logprobs_alone(model, batch, TEMPERATURE, chunk=chunk)
+        assert torch.allclose(alone, token_logprobs(model, batch, TEMPERATURE)[0], atol=5e-6)
 
 
 def test_the_entropy_is_that_of_the_whole_distribution(model: PreTrainedModel, plain: PreTrainedModel) -> None:
