@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -275,7 +276,9 @@ def _run(
     from cluster.run import run as run_stages
     from rlhf.summary import page
 
-    outcome = run_stages(recipe, console, only=only, accept=accept)
+    # A rule of the user's may print; what a program reads is the result alone.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        outcome = run_stages(recipe, console, only=only, accept=accept)
     if as_json:
         _print_json(outcome.results)
     else:

@@ -66,7 +66,13 @@ class RaySession:
     def _start(self) -> None:
         before = {process.pid for process in psutil.Process().children()}
         clean_up_after_the_dead()
-        self.log_dir = Path(tempfile.mkdtemp(prefix=SESSION_PREFIX, dir=session_parent()))
+        try:
+            self.log_dir = Path(tempfile.mkdtemp(prefix=SESSION_PREFIX, dir=session_parent()))
+        except OSError as error:
+            raise PlacementError(
+                f"Ray's folder cannot be made: {error}.",
+                remedy="Free some room there, or set RAY_TMPDIR to a folder that can be written and has a short path.",
+            ) from error
         self._mark = own(self.log_dir)
         _make_token()
         try:
@@ -122,7 +128,7 @@ _QUIET: dict[str, Any] = {
 
 
 # Nobody reads the records that Ray keeps of every call, and its servers would grow with them.
-_NO_RECORDS = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False}
+_NO_RECORDS = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False, "event_stats": False}
 
 
 def _make_token() -> None:

@@ -85,7 +85,10 @@ def run(
     stages = tuple(only or recipe.stages)
     with ExitStack() as stack:
         store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
+        store.reopen_damaged()
         reopen_longer(recipe, store, console)
+        if "ppo" in stages and not store.done("ppo"):
+            store.reopen("evaluate")  # it was of a policy that is trained further
         todo: list[Stage] = [stage for stage in stages if not store.done(stage)]
         for stage in stages:
             if stage not in todo:
@@ -95,10 +98,13 @@ def run(
         with console.task("prompts and checks"):
             chat = ChatTokenizer(recipe.model.path)
             prompts = read_prompts(store.folder)
-            if prompts is None:
-                prompts = load_prompts(recipe.data, chat)
-                write_prompts(store.folder, prompts)
+            are_new = prompts is None
+            prompts = prompts or load_prompts(recipe.data, chat)
             check(recipe, chat, prompts, todo)
+            # Only now is anything of it for good: a mistake can be mended, and the same command given again.
+            store.take_change()
+            if are_new:
+                write_prompts(store.folder, prompts)
         tracker = WandbTracker(recipe, store, console)
         stack.callback(tracker.close)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.

@@ -11,13 +11,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from configs.errors import ConfigError
 from configs.load import load_recipe
 from configs.schema import STAGES, Recipe, Stage
 from rlhf.errors import StoreError, TenfoldError
 from rlhf.events import last_event
 from rlhf.lock import is_locked
 from rlhf.manifest import Manifest, read_manifest
-from rlhf.mirror import pull
+from rlhf.mirror import holds_mirror, is_of, pull
 from rlhf.mirror_remote import is_url
 from rlhf.ports import Console
 
@@ -30,11 +31,9 @@ def find_run(name: str, runs: Path = Path("runs"), console: Console | None = Non
     Raises StoreError where there is none; the runs that there are are named.
     """
     if is_url(name):
-        folder = runs / name.rstrip("/").rpartition("/")[2]
-        if console is None or (folder / "manifest.json").exists():
-            return folder
-        with console.task(f"fetch {name}"):
-            return pull(name, folder)
+        return _fetched(name, runs / name.rstrip("/").rpartition("/")[2], console)
+    if holds_mirror(Path(name)):
+        return _fetched(str(Path(name).resolve()), runs / Path(name).resolve().name, console)
     folder = Path(name) if (Path(name) / "manifest.json").exists() else runs / name
     if not (folder / "manifest.json").exists():
         known = sorted(str(path.parent) for path in runs.glob("*/manifest.json"))
@@ -45,14 +44,35 @@ def find_run(name: str, runs: Path = Path("runs"), console: Console | None = Non
     return folder
 
 
+def _fetched(url: str, folder: Path, console: Console | None) -> Path:
+    """The run folder of a mirror: the one that is there, or a new one."""
+    if (folder / "manifest.json").exists():
+        if not is_of(folder, url):
+            raise StoreError(
+                f"{folder} holds another run than {url}.",
+                remedy="Move it away, or name another folder for runs with --into.",
+            )
+        return folder
+    if console is None:
+        raise StoreError(f"{url} is not here.", remedy=f"Fetch it and go on with `tenfold resume {url}`.")
+    with console.task(f"fetch {url}"):
+        return pull(url, folder, console.warn)
+
+
 def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, tuple[Stage, ...]]:
-    """(the recipe of the run in this folder, the stages that it was last asked for)."""
+    """(the recipe of the run in this folder, the stages to go on with).
+
+    Those are what it was last asked for or, once they are done or `stages` is set anew, all of the recipe.
+    """
     manifest = read_manifest(folder)
     recipe = load_recipe(folder / "recipe.yaml", overrides)
-    recipe = recipe.model_copy(update={"runs": str(folder.absolute().parent), "name": folder.absolute().name})
+    home = folder.resolve()
+    recipe = recipe.model_copy(update={"runs": str(home.parent), "name": home.name})
     session = manifest["session"]
-    asked = cast(Sequence[Stage], session["stages"] if session else ())
-    return recipe, tuple(asked) or recipe.stages
+    asked = cast(Sequence[Stage], tuple(session["stages"]) if session else ())
+    named = any(override.partition("=")[0].strip() == "stages" for override in overrides)
+    under_way = not named and any(stage not in manifest["stages"] for stage in asked)
+    return recipe, tuple(asked) if under_way else recipe.stages
 
 
 def list_runs(runs: Path) -> list[RunRow]:
@@ -77,11 +97,11 @@ def _row(folder: Path) -> RunRow:
     try:
         manifest = read_manifest(folder)
         stages = load_run(folder)[1]
-    except (TenfoldError, ValueError) as error:
+    except (TenfoldError, ConfigError, ValueError, KeyError, TypeError) as error:
         return row | {"state": "unreadable", "why": str(error)}
     event = last_event(folder)
     open_stages = [stage for stage in stages if stage not in manifest["stages"]]
-    stage = event["stage"] if event and event["stage"] in open_stages else next(iter(open_stages), stages[-1])
+    stage = event["stage"] if event and event["stage"] in open_stages else next(iter(open_stages or stages[-1:]), None)
     newest = [(name, manifest["checkpoints"][name]) for name in STAGES if name in manifest["checkpoints"]]
     state, why = _state(folder, manifest, open_stages)
     return row | {

@@ -139,6 +139,11 @@ class WandbTracker:
                         limit="tracker.mode=online wants it.",
                         remedy="Check WANDB_API_KEY and the network, or set tracker.mode=offline.",
                     ) from error
+                if mode == "offline" and isinstance(error, OSError):
+                    raise TrackerError(
+                        f"W&B cannot write to {self._store.folder}: {error}.",
+                        remedy="Free some disk space, or set tracker.mode=disabled; metrics.jsonl has the metrics too.",
+                    ) from error
                 if mode == "offline":
                     raise
                 self._console.warn(f"W&B cannot be reached ({error}); the run is kept offline")

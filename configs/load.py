@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -61,26 +60,24 @@ def difference(a: Recipe, b: Recipe) -> list[str]:
 
 
 def absolute(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths for what exists on this machine, so that it means the same in every folder."""
+    """The recipe with absolute paths, whether or not anything is there now, so that it means the same everywhere."""
     prompts = recipe.data.prompts
     sources = (prompts,) if isinstance(prompts, str) else prompts
     found = tuple(_absolute(source) for source in sources)
     text, mirror = recipe.evaluate.text, recipe.checkpoints.mirror
-    if mirror and "://" not in mirror:
-        mirror = os.path.abspath(mirror)
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
             "data": recipe.data.model_copy(update={"prompts": found[0] if isinstance(prompts, str) else found}),
             "evaluate": recipe.evaluate.model_copy(update={"text": text and _absolute(text)}),
-            "checkpoints": recipe.checkpoints.model_copy(update={"mirror": mirror}),
+            "checkpoints": recipe.checkpoints.model_copy(update={"mirror": mirror and _absolute(mirror)}),
         }
     )
 
 
 def _absolute(path: str) -> str:
-    """The path, or what a glob stands for, as it is seen from the root; the text as it is if nothing is there."""
-    return os.path.abspath(path) if glob.has_magic(path) or os.path.exists(path) else path
+    """The path as it is seen from the root; a URL or the name of a package's data as it is."""
+    return path if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) else os.path.abspath(path)
 
 
 _ABSENT = object()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from rlhf.errors import TenfoldError
@@ -21,9 +21,14 @@ class Copier:
         self._warn, self._events = warn, events
         self._saver = Saver(daemon=True)
 
-    def begin(self) -> None:
-        """Brings the mirror up to date now: one that cannot be used is known before the work. Raises StoreError."""
+    def begin(self, recorded: Collection[str]) -> None:
+        """Brings back what of these checkpoints is lost here, and then the mirror up to date.
+
+        So one that cannot be used is known before the work. Raises StoreError.
+        """
         if self._mirror is not None:
+            for name in self._mirror.bring_back(recorded):
+                self._warn(f"{name} was lost or damaged here; it came back from the mirror.")
             self._push()
 
     def start(self) -> None:

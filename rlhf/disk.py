@@ -101,6 +101,8 @@ def damage(path: Path) -> str | None:
         files, version = dict(manifest["files"]), int(manifest["format"])
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error}"
     except (ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} is not readable: {error}"
     check_format(path / MANIFEST, version, FORMAT)

@@ -93,7 +93,8 @@ class KLController:
         return {"beta": self.beta}
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Takes back what `state` gave."""
+        """Takes back what `state` gave, where β moves; a fixed one is the recipe's, which may have changed."""
         beta = state["beta"]
         assert isinstance(beta, int | float), f"KL state holds beta={beta!r}"
-        self.beta = float(beta)
+        if self._config.adaptive:
+            self.beta = float(beta)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,6 +19,7 @@ from rlhf.errors import StoreError
 from rlhf.fingerprint import fingerprint
 
 FORMAT = 2
+BASE = "model.base"  # stands for the base itself among the differences
 RECIPE, JOURNALS = "recipe.yaml", "journal"
 # Where a run is, how it is watched and how often it is saved: no result hangs on these keys, so they may differ when it
 # is opened again. (A base that was moved is known by its fingerprint.)
@@ -47,7 +49,7 @@ class Manifest(TypedDict):
 
     format: int
     tenfold: str  # the version that began the run
-    created: str  # ISO 8601, UTC
+    created: str  # ISO 8601, UTC, to the microsecond: a mirror knows the run by it
     base: str | None  # fingerprint of the base
     stages: dict[str, dict[str, Any]]  # of the stages done: when, and their results
     checkpoints: dict[str, int]  # stage -> the step of the newest
@@ -56,28 +58,64 @@ class Manifest(TypedDict):
     session: Session | None  # the newest
 
 
-def open_manifest(folder: Path, recipe: Recipe, accept: Sequence[str] = ()) -> tuple[Manifest, list[str]]:
-    """(the manifest of the run in `folder`, the accepted differences). A run is begun where there is none.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A recipe that an opened run is to have from here on."""
+
+    recipe: Recipe
+    lines: tuple[str, ...]  # the differences that were accepted, `key: before -> now`
+    base: str | None  # fingerprint
+
+    @property
+    def spares_journals(self) -> bool:
+        """Whether steps that were journaled before are still of use."""
+        return all(line.startswith(ONLY_BITS) for line in self.lines)
+
+
+def open_manifest(folder: Path, recipe: Recipe, accept: Sequence[str] = ()) -> tuple[Manifest, Change | None]:
+    """(the manifest of the run in `folder`, what `take_change` will change). A run is begun where there is none.
 
     Call it with the lock held. `accept` names the keys (or sections) whose difference from the run's recipe is taken
     over. Raises StoreError: it cannot be read, another version wrote it, the run has another recipe or base.
     """
-    path = folder / MANIFEST
-    if not path.exists():
-        return _begin(folder, recipe), []
+    if not (folder / MANIFEST).exists():
+        return _begin(folder, recipe), None
     manifest = read_manifest(folder)
-    if manifest["format"] < FORMAT:
+    try:
+        before = load_recipe(folder / RECIPE)
+    except ConfigError as error:
         raise StoreError(
-            f"{path} has format {manifest['format']}, from before the first release.",
-            limit=f"This Tenfold reads format {FORMAT}.",
-            remedy="Start a run with another name.",
-        )
-    _check_base(folder, manifest, recipe, accept)
-    return manifest, _take_recipe(folder, manifest, recipe, accept)
+            f"The recipe that the run {folder} was begun with cannot be read: {error}",
+            remedy="Restore it from a copy, or start a run with another name.",
+        ) from error
+    base, now_is = manifest["base"], fingerprint(recipe.model.path)
+    lines = {line.partition(":")[0]: line for line in difference(before, absolute(recipe))}
+    wanted = {key: line for key, line in lines.items() if not key.startswith(MAY_DIFFER)}
+    if base is not None and now_is not in (None, base):
+        wanted[BASE] = f"{BASE}: {base[:12]} -> {str(now_is)[:12]} ({recipe.model.path} holds another base)"
+    if not _is_empty(folder, manifest):
+        _check(folder, wanted, accept)
+    if not lines and base == (now_is or base):
+        return manifest, None
+    kept = recipe.model_copy(update={"name": before.name, "runs": before.runs})  # the folder may have been renamed
+    return manifest, Change(absolute(kept), tuple(wanted.values()), now_is or base)
+
+
+def take_change(folder: Path, manifest: Manifest, change: Change) -> None:
+    """Gives the run its new recipe, for good."""
+    if not change.spares_journals:
+        # First: steps that were journaled under the recipe before must not be taken for this one's after a crash.
+        for journal in (folder / JOURNALS).glob("*.jsonl"):
+            write_file(journal, b"")
+    write_file(folder / RECIPE, dump_recipe(change.recipe).encode())
+    manifest["base"] = change.base
+    if change.lines:
+        manifest["accepted"].append({"when": now(), "differences": list(change.lines)})
+    record(folder, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a run. Raises StoreError for one that cannot be read or that a newer Tenfold wrote."""
+    """The manifest of a run. Raises StoreError for one that cannot be read or that another version wrote."""
     path = folder / MANIFEST
     try:
         manifest: Manifest = json.loads(path.read_bytes())
@@ -87,6 +125,12 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} cannot be read: {error}.", remedy="Restore it from a copy, or start a run with another name."
         ) from error
     check_format(path, version, FORMAT)
+    if version < FORMAT:
+        raise StoreError(
+            f"{path} has format {version}, from before the first release.",
+            limit=f"This Tenfold reads format {FORMAT}.",
+            remedy="Start a run with another name.",
+        )
     return manifest
 
 
@@ -114,7 +158,7 @@ def _begin(folder: Path, recipe: Recipe) -> Manifest:
     manifest = Manifest(
         format=FORMAT,
         tenfold=_version(),
-        created=now(),
+        created=datetime.now(UTC).isoformat(),
         base=fingerprint(recipe.model.path),
         stages={},
         checkpoints={},
@@ -127,50 +171,24 @@ def _begin(folder: Path, recipe: Recipe) -> Manifest:
     return manifest
 
 
-def _check_base(folder: Path, manifest: Manifest, recipe: Recipe, accept: Sequence[str]) -> None:
-    found = fingerprint(recipe.model.path)
-    if found is None or manifest["base"] in (None, found):
-        return
-    if not _names("model.path", accept):
-        raise StoreError(
-            f"The base in {recipe.model.path} is not the one that the run {folder} was begun with.",
-            limit=f"Its fingerprint was {str(manifest['base'])[:12]}, now it is {found[:12]}.",
-            remedy="Bring the base back as it was, give its new place (model.path=...), or take this one with "
-            "`--accept model.path`.",
-        )
-    manifest["base"] = found
+def _is_empty(folder: Path, manifest: Manifest) -> bool:
+    """Whether nothing hangs on the recipe yet: a run that failed before it did anything."""
+    held = ("samples/*", f"{JOURNALS}/*", "checkpoints/*/*", "prompts.jsonl", "metrics.jsonl", "rankings.db")
+    return not manifest["stages"] and not any(any(folder.glob(pattern)) for pattern in held)
 
 
-def _take_recipe(folder: Path, manifest: Manifest, recipe: Recipe, accept: Sequence[str]) -> list[str]:
-    """The differences that were accepted, after the run's recipe is the new one. Raises StoreError for others."""
-    try:
-        before = load_recipe(folder / RECIPE)
-    except ConfigError as error:
-        raise StoreError(
-            f"The recipe that the run {folder} was begun with cannot be read: {error}",
-            remedy="Restore it from a copy, or start a run with another name.",
-        ) from error
-    lines = {line.partition(":")[0]: line for line in difference(before, absolute(recipe))}
-    differences = {key: line for key, line in lines.items() if not key.startswith(MAY_DIFFER)}
+def _check(folder: Path, differences: Mapping[str, str], accept: Sequence[str]) -> None:
+    """Raises StoreError for differences that are not accepted, or cannot be."""
     fixed = [key for key in differences if key.startswith(NEVER)]
     refused = [key for key in differences if key in fixed or not _names(key, accept)]
     if refused:
         raise StoreError(
-            "\n".join([f"The run {folder} was begun with another recipe:", *(f"  {lines[key]}" for key in refused)])
+            "\n".join([f"The run {folder} was begun with another recipe:"] + [f"  {differences[k]}" for k in refused])
             + "\n",
             limit=f"{', '.join(fixed)} cannot change within a run." if fixed else "",
             remedy="Start a run with another name (name=...), or take the recipe that the run was begun with"
             + ("." if fixed else f", or take the change over: `--accept {' --accept '.join(refused)}`."),
         )
-    if not all(key.startswith(ONLY_BITS) for key in differences):
-        # First: steps that were journaled under the recipe before must not be taken for this one's after a crash.
-        for journal in (folder / JOURNALS).glob("*.jsonl"):
-            write_file(journal, b"")
-    if lines:
-        write_file(folder / RECIPE, dump_recipe(absolute(recipe)).encode())
-    if differences:
-        manifest["accepted"].append({"when": now(), "differences": list(differences.values())})
-    return list(differences.values())
 
 
 def _names(key: str, accept: Sequence[str]) -> bool:

@@ -27,12 +27,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from rlhf.disk import MANIFEST, OLD, TMP, disk_errors, file_hash, sync_folder, to_json
+from rlhf.disk import MANIFEST, OLD, TMP, damage, disk_errors, file_hash, sync_folder, to_json
 from rlhf.errors import StoreError
 from rlhf.mirror_push import RANKINGS, Push
+from rlhf.mirror_pushes import read_pushes, write_pushes
 from rlhf.mirror_remote import FORMAT, HOME, INDEX, Entry, Index, Remote, rank
 
 FOLDERS = ("checkpoints/*/step-*", "roles/*", "models/*")  # each written by write_folder
@@ -75,12 +76,42 @@ class Mirror:
             if not done:
                 self._index, self._seen = None, {}
 
+    def bring_back(self, names: Collection[str]) -> list[str]:
+        """Which of these folders (checkpoints/STAGE/step-N) were missing or damaged here and are whole again.
+
+        To be called before the first push, which would drop from the mirror what is lost here. Raises StoreError.
+        """
+        lost = [name for name in sorted(names) if damage(self._folder / name) is not None]
+        if not lost:
+            return []
+        with self._remote.errors("read"):
+            self._index = self._index or self._connect(self._begun())
+            back: list[str] = []
+            for name in lost:
+                files = {path: entry for path, entry in self._index["files"].items() if path.startswith(f"{name}/")}
+                partial, home = self._folder / f"{TMP}back", self._folder / name
+                shutil.rmtree(partial, ignore_errors=True)
+                if not files or _fetch(self._remote, {**self._index, "files": files}, partial):
+                    continue
+                with disk_errors(home, "written"):
+                    home.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(home, ignore_errors=True)
+                    (partial / name).rename(home)
+                    sync_folder(home.parent)
+                shutil.rmtree(partial, ignore_errors=True)
+                back.append(name)
+        return back
+
+    def _begun(self) -> str:
+        with disk_errors(self._folder, "read"):
+            return str(json.loads((self._folder / MANIFEST).read_bytes()).get("created"))
+
     def _push(self, scratch: Path) -> int:
         with disk_errors(self._folder, "read"):
             manifest = (self._folder / MANIFEST).read_bytes()
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
-        begun = str(json.loads(manifest).get("created"))
+        begun = self._begun()
         if self._index is None:
             self._index = self._connect(begun)
         push = Push(self._remote, self._folder, scratch, self._index, self._seen, self._warn)
@@ -96,6 +127,9 @@ class Mirror:
         push.send_bytes(MANIFEST, manifest)
         index = Index(format=FORMAT, begun=begun, push=push.name, files=push.files)
         if index["files"] != self._index["files"]:
+            self._check_turn(self._remote.index())
+            # Before the commit: if this process dies after it, the next one must know the push as its own.
+            write_pushes(self._folder, [*read_pushes(self._folder), push.name])
             self._remote.write(INDEX, to_json(index))
             self._remote.place(push.name, push.staged)
             self._index = index
@@ -116,8 +150,10 @@ class Mirror:
             raise StoreError(
                 f"The mirror {self.url} holds another run of this name, begun {index['begun']}.",
                 limit=f"This one was begun {begun}.",
-                remedy="Give this run another name (name=...), or move the other one away.",
+                remedy=f"Go on with that one (`tenfold resume {self.url}`, in another folder), give this run another "
+                "name (name=...), or set checkpoints.mirror to another place.",
             )
+        self._check_turn(index)
         index = index or Index(format=FORMAT, begun=begun, push="", files={})
         stage = f"{HOME}/{index['push']}/"
         staged = [path.removeprefix(stage) for path in found if path.startswith(stage)]
@@ -129,6 +165,17 @@ class Mirror:
         sizes = found | {path: found[stage + path] for path in staged}
         index["files"] = {path: entry for path, entry in index["files"].items() if sizes.get(path) == entry["bytes"]}
         return index
+
+    def _check_turn(self, index: Index | None) -> None:
+        """Raises StoreError where the newest push was made from another folder: this one is behind it."""
+        known = read_pushes(self._folder)
+        if index is not None and index["push"] and index["push"] not in known:
+            raise StoreError(
+                f"The mirror {self.url} holds a later state of this run than {self._folder}, from another folder.",
+                limit="A mirror follows one folder at a time.",
+                remedy=f"Move this folder away and go on with `tenfold resume {self.url}`, or leave the mirror as it "
+                "is with checkpoints.mirror=null.",
+            )
 
     def _drop_checkpoints(self) -> None:
         assert self._index is not None
@@ -172,11 +219,26 @@ def pull(url: str, dest: Path, warn: Callable[[str], None] | None = None) -> Pat
         raise StoreError(f"{remote.shown}/{MANIFEST} {problems[MANIFEST]}.", remedy="Restore it from a copy.")
     for path, problem in problems.items():
         (warn or logging.getLogger("tenfold").warning)(f"{remote.shown}/{path} {problem}: it is fetched as it is.")
+    write_pushes(partial, [index["push"]])
     with disk_errors(dest, "written"):
         os.sync()  # once for all files, before the name says that they are whole
         partial.rename(dest)
         sync_folder(dest.parent)
     return dest
+
+
+def holds_mirror(folder: Path) -> bool:
+    """Whether a folder is a mirror, and not a run folder that can be worked in."""
+    return (folder / INDEX).is_file()
+
+
+def is_of(folder: Path, url: str) -> bool:
+    """Whether the run folder and the mirror at this URL are of one run. Raises StoreError."""
+    remote = Remote(url.rstrip("/"))
+    with remote.errors("read"):
+        index = remote.index()
+    with disk_errors(folder, "read"):
+        return index is not None and index["begun"] == json.loads((folder / MANIFEST).read_bytes()).get("created")
 
 
 def _fetch(remote: Remote, index: Index, partial: Path) -> dict[str, str]:

@@ -19,6 +19,11 @@ class Saver:
         self.seconds = 0.0  # that the newest piece of work took
 
     @property
+    def busy(self) -> bool:
+        """Whether a piece of work is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def ready(self) -> bool:
         """Whether a piece of work has ended and nobody has waited for it yet."""
         return self._thread is not None and not self._thread.is_alive()

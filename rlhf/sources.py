@@ -7,6 +7,7 @@ import glob
 import gzip
 import importlib.util
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +66,9 @@ def _jsonl(path: Path) -> Iterator[Item]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _item(f"{path}, line {number}", _row(line))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
-            f"{path}, line {max(number, 1)}: {_reason(error)}.", remedy="Mend or remove the line."
+            f"{path}, line {max(number, 1)}: {reason_of(error)}.", remedy="Mend or remove the line."
         ) from error
 
 
@@ -75,7 +76,8 @@ def _row(line: bytes) -> object:
     return json.loads(line.decode("utf-8-sig"))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What is wrong with a line, in words."""
     if isinstance(error, json.JSONDecodeError):
         return f"not valid JSON, {error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):

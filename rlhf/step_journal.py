@@ -32,3 +32,8 @@ class StepJournal:
         """Forgets the steps below `step`: a checkpoint holds what became of them."""
         self._found = {key: result for key, result in self._found.items() if key[0] >= step}
         self._journal.keep(lambda row: row["step"] >= step)
+
+    def clear(self) -> None:
+        """Forgets everything: the steps are about to be done in another way."""
+        self._found = {}
+        self._journal.keep(lambda row: False)

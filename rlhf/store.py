@@ -23,7 +23,7 @@ from rlhf.errors import StoreError, TenfoldError
 from rlhf.events import Events
 from rlhf.journal import Journal, group_from_row, group_to_row
 from rlhf.lock import take_lock
-from rlhf.manifest import JOURNALS, Manifest, now, open_manifest, record, session
+from rlhf.manifest import JOURNALS, Change, Manifest, now, open_manifest, record, session, take_change
 from rlhf.rankings_db import RankingsDB
 from rlhf.records import Adapter, AnswerGroup, Ranking, RoleState
 from rlhf.saver import Saver
@@ -48,8 +48,9 @@ class RunStore:
         warn: Callable[[str], None],
         recipe: Recipe,
         stages: Sequence[str] = (),
+        change: Change | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self._change = folder, change
         self.events = Events(folder)
         self._manifest, self._lock, self._warn, self._config = manifest, lock, warn, recipe.checkpoints
         for part in (folder, folder / "models", folder / "roles", folder / "samples", folder / JOURNALS):
@@ -61,10 +62,11 @@ class RunStore:
         self._database: RankingsDB | None = None
         self._saver = Saver()
         self._copier = Copier(self._config.mirror, folder, warn, self.events)
+        # A checkpoint that is lost here comes back from the mirror, before the mirror is made like this folder.
+        self._copier.begin({f"checkpoints/{stage}/step-{step}" for stage, step in manifest["checkpoints"].items()})
         self._manifest["session"] = session(stages)
         self.events.add("start", pid=os.getpid())
         record(folder, manifest)
-        self._copier.begin()
 
     @classmethod
     def open(
@@ -79,8 +81,7 @@ class RunStore:
         """The store of the recipe's run in the folder `root`: a new one, or the one that is there.
 
         `stages` are those that this process is asked for. `accept` names keys of the recipe that may differ from those
-        that the run was begun with; they hold from here on, and what was journaled of unfinished steps is dropped
-        (unless only the cutting up of the work differs).
+        that the run was begun with: `take_change` makes them the run's.
 
         Raises StoreError: the folder cannot be written, another process holds the run, the run was begun with
         another recipe (the differences are shown), or another version wrote it.
@@ -91,14 +92,25 @@ class RunStore:
         lock = take_lock(folder)
         warn = warn or logging.getLogger("tenfold").warning
         try:
-            manifest, accepted = open_manifest(folder, recipe, accept)
-            store = cls(folder, manifest, lock, warn, recipe, stages)
-            if accepted:
-                warn("\n".join(["From here on the run has another recipe:", *(f"  {line}" for line in accepted)]))
-            return store
+            manifest, change = open_manifest(folder, recipe, accept)
+            return cls(folder, manifest, lock, warn, recipe, stages, change)
         except BaseException:
             os.close(lock)
             raise
+
+    def take_change(self) -> None:
+        """Makes the recipe that the run was opened with the run's own, once it is known to be of use.
+
+        What was journaled of unfinished steps is dropped, unless only the cutting up of the work differs.
+        """
+        if self._change is None:
+            return
+        change, self._change = self._change, None
+        assert not self._steps, "journals are opened after the change"
+        take_change(self.folder, self._manifest, change)
+        if change.lines:
+            told = [f"  {line}" for line in change.lines]
+            self._warn("\n".join(["From here on the run has another recipe:", *told]))
 
     def close(self, error: BaseException | None = None) -> None:
         """Commits what is being saved and lets another process open the run; `error` is what ended this session."""
@@ -114,7 +126,8 @@ class RunStore:
                 self._end_session(error)
             self._copier.close(in_a_hurry=error is not None and not isinstance(error, Exception))
         finally:
-            os.close(self._lock)
+            if not self._saver.busy:  # else the lock goes with the process: nobody may tidy what is being written
+                os.close(self._lock)
             self._lock = -1
 
     def __enter__(self) -> Self:
@@ -140,6 +153,8 @@ class RunStore:
         """Records the stage as done, with its results as JSON holds them."""
         self.settle()
         self._metrics.sync()
+        if stage == "ppo":
+            self._manifest["stages"].pop("evaluate", None)  # it was of the policy before
         self._manifest["stages"][stage] = {"finished": now(), "results": json.loads(to_json(finite(results)))}
         record(self.folder, self._manifest)
         self._copier.start()
@@ -251,6 +266,8 @@ class RunStore:
         recorded = self._manifest["checkpoints"].get(stage)
         if recorded is not None and (found is None or found[0] < recorded):
             goes_on = f"goes on from step {found[0]}" if found else "starts again, since none is left"
+            if self._manifest["accepted"]:
+                self.steps(stage).clear()  # some of it may be of steps after a change that are now done before it
             self._warn(f"The checkpoint of step {recorded} that the manifest records is lost: {stage} {goes_on}.")
         if found is not None:
             self.steps(stage).drop_below(found[0])
@@ -267,9 +284,20 @@ class RunStore:
         if not folder.exists():
             return None
         if problem := damage(folder):
-            raise StoreError(f"{folder} is damaged: {problem}.", remedy=f"Restore it, or run the stage {name} again.")
+            raise StoreError(
+                f"{folder} is damaged: {problem}.",
+                remedy="Restore it from a copy, or start again: the stage that made it goes on from its checkpoint.",
+            )
         values = json.loads((folder / "role.json").read_bytes())
         return RoleState(read_tensors(folder / "role.safetensors"), values)
+
+    def reopen_damaged(self) -> None:
+        """Lets stages run again whose result was lost or altered: from their checkpoint, and so to the same end."""
+        for stage, role, after in (("reward", "reward", ()), ("ppo", "policy", ("evaluate",))):
+            folder = self.folder / "roles" / role
+            if self.done(stage) and (problem := damage(folder)):
+                self._warn(f"{folder} is damaged ({problem}): {stage} goes on from its checkpoint.")
+                self.reopen(stage, *after)
 
     def save_adapter(self, name: str, adapter: Adapter) -> Path:
         """The folder models/NAME/, which now holds the adapter in PEFT's layout."""

@@ -201,6 +201,12 @@ def restore(context: Context, prompts: PromptStream, controller: KLController) -
         store.cut_metrics("ppo", 0)
         return 0
     step, saved, plain = found
+    if config.advantage == "gae" and "critic" not in saved:
+        raise StoreError(
+            f"ppo.advantage=gae: the checkpoint of step {step} has no critic.",
+            limit="It was made with group advantages.",
+            remedy="Go on with those, or start a run with another name.",
+        )
     team.policy.load_state(saved["policy"])
     if config.advantage == "gae":
         team.critic.load_state(saved["critic"])

@@ -16,11 +16,12 @@ from rich.console import Console as RichConsole
 from cluster.run import run
 from cluster.runs import find_run, list_runs, load_run, table
 from configs.schema import CheckpointsConfig, Recipe
-from rlhf.errors import StoreError
+from rlhf.errors import DataError, StoreError, TenfoldError
 from rlhf.records import Answer, Prompt
 from rlhf.store import RunStore
 from tests.fakes import FakeTeam
 from tests.recipes import tiny_recipe, write_prompts
+from tests.rlhf.runs import flip_a_byte
 
 
 def first_token(prompt: Prompt, answer: Answer) -> float:
@@ -72,7 +73,7 @@ def test_a_run_goes_on_from_its_folder_alone(recipe: Recipe, tmp_path: Path, mon
     shutil.move(Path(recipe.runs) / "tiny", elsewhere / "moved")
     monkeypatch.chdir(elsewhere)
     again, stages = load_run(find_run("moved", Path()))
-    assert stages == ("sample", "rank")
+    assert stages == recipe.stages
     assert (again.runs, again.name) == (str(elsewhere), "moved")
     assert tuple(go(again)) == recipe.stages
 
@@ -114,10 +115,10 @@ def test_another_base_is_refused_and_the_same_one_at_another_place_is_not(
     go(moved, only=("rank",))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 5}))
-    with pytest.raises(StoreError, match=r"is not the one that the run .* fingerprint was .*--accept model\.path"):
+    with pytest.raises(StoreError, match=r"(?s)model\.base: \w+ -> \w+ .*copy holds another.*--accept model\.base"):
         go(moved)
-    go(moved, accept=("model.path",), only=("rank",))
-    go(moved, only=("rank",))
+    go(moved, accept=("model.base",), only=("reward",))
+    go(moved, only=("reward",))
 
 
 def test_a_difference_is_refused_or_accepted_by_name_or_section(recipe: Recipe) -> None:
@@ -158,7 +159,7 @@ def test_runs_are_listed_with_stage_step_checkpoint_and_state(recipe: Recipe) ->
         states = {Path(str(row["run"])).name: row for row in list_runs(runs)}
     assert {name: row["state"] for name, row in states.items()} == {
         "tiny": "done",
-        "half": "done",
+        "half": "stopped",
         "stopped": "stopped",
         "held": "running",
     }
@@ -227,3 +228,114 @@ def test_a_run_goes_on_from_its_mirror_in_an_object_store_alone(
         }
     assert found["ppo"]["num_steps"] == 2
     assert found["evaluate"]["win_rate"] == expected["evaluate"]["win_rate"]
+
+
+def with_ppo(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update=changes)})
+
+
+def test_a_mistake_that_stopped_a_run_at_its_start_can_be_mended(recipe: Recipe, tmp_path: Path) -> None:
+    prompts = tmp_path / "later.jsonl"
+    data = recipe.data.model_copy(update={"prompts": str(prompts)})
+    first = with_ppo(recipe.model_copy(update={"data": data}), num_prompts=50)
+    with pytest.raises(DataError, match="matches no file"):
+        go(first)
+    write_prompts(prompts, 20)
+    with pytest.raises(DataError, match=r"ppo\.num_prompts=50: the train split has"):
+        go(first)
+    write_prompts(prompts, 90)
+    assert "evaluate" in go(first)  # more prompts, as the message said
+    other = with_ppo(recipe, num_prompts=50).model_copy(update={"name": "other"})
+    with pytest.raises(DataError, match=r"ppo\.num_prompts=50"):
+        go(other)
+    assert "evaluate" in go(with_ppo(other, num_prompts=2))  # a lower number, as the message said
+
+
+def test_a_change_that_cannot_work_leaves_the_run_as_it_was(recipe: Recipe) -> None:
+    go(recipe, only=("sample",))
+    folder = Path(recipe.runs) / "tiny"
+    before = (folder / "recipe.yaml").read_bytes()
+    with pytest.raises(DataError, match=r"ppo\.num_prompts=999"):
+        go(with_ppo(recipe, num_prompts=999), accept=("ppo.num_prompts",))
+    with pytest.raises(TenfoldError, match=r"model\.path=/nowhere"):
+        go(recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": "/nowhere"})}))
+    assert (folder / "recipe.yaml").read_bytes() == before
+    assert "ppo" in go(recipe)
+
+
+def test_a_policy_that_is_trained_further_is_evaluated_again(recipe: Recipe) -> None:
+    go(recipe)
+    longer = with_ppo(recipe, num_steps=4)
+    go(longer, accept=("ppo.num_steps",), only=("evaluate",))
+    manifest = Path(recipe.runs) / "tiny" / "manifest.json"
+    first = json.loads(manifest.read_text())["stages"]["evaluate"]
+    assert go(longer)["ppo"]["num_steps"] == 4
+    assert json.loads(manifest.read_text())["stages"]["evaluate"] != first
+
+
+def test_a_result_that_was_damaged_is_made_again_to_the_same_end(recipe: Recipe) -> None:
+    results = go(recipe)
+    folder = Path(recipe.runs) / "tiny" / "roles"
+    wanted = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    flip_a_byte(folder / "reward" / "role.safetensors")
+    shutil.rmtree(folder / "policy")
+    again = go(recipe)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == wanted
+    assert again["evaluate"]["win_rate"] == results["evaluate"]["win_rate"]
+
+
+def test_a_run_of_which_one_stage_was_asked_is_not_done_and_goes_on_with_the_rest(recipe: Recipe) -> None:
+    go(recipe, only=("sample",))
+    (row,) = list_runs(Path(recipe.runs))
+    assert (row["state"], row["stage"]) == ("stopped", "rank")
+    again, stages = load_run(Path(recipe.runs) / "tiny")
+    assert stages == recipe.stages
+    assert load_run(Path(recipe.runs) / "tiny", ["stages=[sample, rank]"])[1] == ("sample", "rank")
+    go(again, only=stages)
+
+
+def test_a_folder_of_any_name_goes_on_and_its_recipe_stays_valid(recipe: Recipe) -> None:
+    go(recipe, only=("sample",))
+    odd = shutil.move(Path(recipe.runs) / "tiny", Path(recipe.runs) / "my run")
+    again, stages = load_run(Path(odd))
+    go(with_ppo(again, save_every=2), only=stages)
+    assert load_run(Path(odd))[0].ppo.save_every == 2
+
+
+def mirrored(recipe: Recipe, folder: Path) -> Recipe:
+    return recipe.model_copy(update={"checkpoints": CheckpointsConfig(mirror=str(folder))})
+
+
+def test_a_mirror_that_is_ahead_is_not_overwritten_by_an_old_folder(recipe: Recipe, tmp_path: Path) -> None:
+    here = mirrored(recipe, tmp_path / "mirror")
+    go(here, only=("sample",))
+    there = load_run(find_run(str(tmp_path / "mirror" / "tiny"), tmp_path / "there", Silent()))[0]  # type: ignore[arg-type]
+    go(there)
+    ahead = (tmp_path / "mirror" / "tiny" / "manifest.json").read_bytes()
+    with pytest.raises(StoreError, match=r"holds a later state of this run than .*Move this folder away"):
+        go(here)
+    assert (tmp_path / "mirror" / "tiny" / "manifest.json").read_bytes() == ahead
+    go(here.model_copy(update={"checkpoints": CheckpointsConfig()}), only=("rank",))
+
+
+def test_a_checkpoint_that_is_lost_here_comes_back_from_the_mirror(recipe: Recipe, tmp_path: Path) -> None:
+    here = mirrored(with_ppo(recipe, num_steps=4), tmp_path / "mirror")
+    expected = go(here)
+    folder = Path(recipe.runs) / "tiny"
+    shutil.rmtree(folder / "checkpoints" / "ppo" / "step-4")
+    shutil.rmtree(folder / "roles" / "policy")
+    console = Silent()
+    found = run(here, console, make_team=fake_team).results  # type: ignore[arg-type]
+    assert "checkpoints/ppo/step-4 was lost or damaged here; it came back from the mirror." in console.said
+    assert "ppo: going on from the checkpoint of step 4" in console.said
+    assert found["evaluate"]["win_rate"] == expected["evaluate"]["win_rate"]
+    assert (tmp_path / "mirror" / "tiny" / "checkpoints" / "ppo" / "step-4").is_dir()
+
+
+def test_another_run_in_the_place_of_a_mirrors_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    go(mirrored(recipe, tmp_path / "mirror"), only=("sample",))
+    go(recipe.model_copy(update={"runs": str(tmp_path / "fresh")}), only=("sample",))
+    with pytest.raises(StoreError, match="holds another run than"):
+        find_run(str(tmp_path / "mirror" / "tiny"), tmp_path / "fresh", Silent())  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match=r"holds another run of this name.*tenfold resume"):
+        go(mirrored(recipe.model_copy(update={"runs": str(tmp_path / "fresh")}), tmp_path / "mirror"))

@@ -229,5 +229,5 @@ def test_a_role_comes_back_equal_and_can_be_replaced(store: RunStore):
 def test_a_role_that_was_altered_is_refused(store: RunStore):
     store.save_role("reward", role(1))
     flip_a_byte(store.folder / "roles" / "reward" / "role.safetensors")
-    with pytest.raises(StoreError, match=r"role\.safetensors was altered.*run the stage reward again"):
+    with pytest.raises(StoreError, match=r"role\.safetensors was altered.*goes on from its checkpoint"):
         store.load_role("reward")

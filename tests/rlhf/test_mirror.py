@@ -168,7 +168,7 @@ def content(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in ("lock", "events.jsonl") and not name.startswith(".mirror/"):
+        if name not in ("lock", "events.jsonl", "mirror.json") and not name.startswith(".mirror/"):
             found[name] = rows(path) if name == "rankings.db" else path.read_bytes()
     return found
 
@@ -356,7 +356,7 @@ def test_what_is_unchanged_is_not_sent_again(store: RunStore, url: str, writes: 
 
 
 def counts(path: Path) -> bool:
-    return path.is_file() and path.name not in ("lock", "events.jsonl")
+    return path.is_file() and path.name not in ("lock", "events.jsonl", "mirror.json")
 
 
 def test_a_change_of_the_same_size_is_sent(store: RunStore, url: str, tmp_path: Path):

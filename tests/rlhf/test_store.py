@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import load_recipe
+from configs.load import absolute, load_recipe
 from rlhf.errors import StoreError
 from rlhf.records import Ranking
 from rlhf.store import RunStore
@@ -36,7 +36,7 @@ def store(tmp_path: Path, warnings: list[str]) -> Iterator[RunStore]:
 
 
 def test_a_new_run_has_its_resolved_recipe_and_a_manifest(store: RunStore):
-    assert load_recipe(store.folder / "recipe.yaml") == recipe()
+    assert load_recipe(store.folder / "recipe.yaml") == absolute(recipe())
     manifest = json.loads((store.folder / "manifest.json").read_text())
     assert (manifest["format"], manifest["stages"], manifest["checkpoints"]) == (2, {}, {})
 
@@ -57,6 +57,7 @@ def test_the_wandb_run_id_lasts(store: RunStore):
 
 
 def test_another_recipe_is_refused_and_the_difference_shown(store: RunStore):
+    store.append_groups("sample", 0, [group()])
     with (
         pytest.raises(StoreError, match=r"ppo\.num_steps: 100 -> 7") as caught,
         opened_again(store, ppo={"num_steps": 7}),
@@ -77,7 +78,14 @@ def test_a_run_belongs_to_one_process_at_a_time(store: RunStore):
         pass
 
 
+def test_a_run_that_holds_nothing_yet_takes_any_recipe(store: RunStore):
+    with opened_again(store, seed=9) as again:
+        again.take_change()
+    assert load_recipe(store.folder / "recipe.yaml").seed == 9
+
+
 def test_a_refused_opening_leaves_the_lock_free(store: RunStore):
+    store.append_groups("sample", 0, [group()])
     with pytest.raises(StoreError), opened_again(store, seed=9):
         pass
     with opened_again(store):

@@ -36,6 +36,7 @@ def make_context(tmp_path: Path) -> Iterator[MakeContext]:
         console = SilentConsole()
         store = RunStore.open(recipe.runs, recipe, console.warn, accept=accept)
         stores.append(store)
+        store.take_change()
         prompts = Prompts(
             tuple(prompt(f"p{i}") for i in range(12)), tuple(prompt(f"held{i}", length=2) for i in range(6))
         )

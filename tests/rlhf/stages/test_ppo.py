@@ -140,6 +140,26 @@ def test_answers_that_were_journaled_under_another_recipe_are_not_used(make_cont
     assert len(moved.team.generator.requests) == 4  # type: ignore[attr-defined]
 
 
+def test_a_fixed_kl_coefficient_is_the_recipes_and_one_that_moves_is_the_checkpoints(make_context: MakeContext) -> None:
+    halted = make_context(ppo={"kl": {"beta": 0.01}})
+    interrupted(halted, "policy", "update", 3)
+    changed = make_context(accept=("ppo.kl.beta",), ppo={"kl": {"beta": 0.5}})
+    ppo.run(changed)
+    assert [row["objective/beta"] for row in metrics_of(changed)] == [0.01, 0.01, 0.5, 0.5, 0.5, 0.5]
+    without = make_context("none")
+    interrupted(without, "policy", "update", 3)
+    zero = make_context("none", accept=("ppo.kl.beta",), ppo={"kl": {"beta": 0.0}})
+    ppo.run(zero)
+    assert metrics_of(zero)[-1]["objective/beta"] == 0.0
+
+
+def test_a_critic_cannot_join_in_mid_run(make_context: MakeContext) -> None:
+    halted = make_context(ppo={"advantage": "group", "kl": {"where": "loss"}})
+    interrupted(halted, "policy", "update", 3)
+    with pytest.raises(StoreError, match="the checkpoint of step 2 has no critic"):
+        ppo.run(make_context(accept=("ppo",)))
+
+
 def test_a_run_that_was_done_goes_on_to_more_steps_if_they_are_accepted(make_context: MakeContext) -> None:
     whole, short = make_context("whole", ppo={"num_steps": 6}), make_context("short", ppo={"num_steps": 4})
     ppo.run(whole)
