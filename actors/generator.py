@@ -115,6 +115,7 @@ class Generator:
             raise SyncError("The generator has no adapter: the last sync failed.", remedy=_RESUME)
         for prompt in prompts:
             self._check_length(prompt, sampling)
+        self.reset_prefix_cache()  # so that a batch that is asked for again after a resume meets what it met before
         outputs = self._generate(
             [prompt.token_ids for prompt in prompts],
             [self._sampling_params(sampling, seed) for seed in seeds],

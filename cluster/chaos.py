@@ -67,8 +67,8 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where something differs or was left behind."""
-        return int(bool(self.differences or self.leftovers))
+        """0, or 1 where something differs or was left behind, or nothing was killed at all."""
+        return int(bool(self.differences or self.leftovers) or not self.kills)
 
     def to_json(self) -> dict[str, object]:
         """The report as plain values."""
@@ -173,7 +173,7 @@ def page(report: Report) -> RenderableType:
         *_list("Left behind", report.leftovers),
         *_list(f"Differences between {report.undisturbed} and {report.disturbed}", report.differences),
     ]
-    if not report.differences:
+    if not report.differences and report.kills:
         parts.append(Text("The run that was killed is the run that was not, bit for bit.", style="bold"))
     return Group(*parts)
 

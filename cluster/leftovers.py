@@ -182,7 +182,7 @@ def clean_up_after_the_dead() -> list[Path]:
             try:
                 if handle is not None or _is_abandoned(folder):
                     # Ray's agents try for a minute to tell a driver that is gone.
-                    _end(_those_of(folder))
+                    _end([process for process in _those_of(folder) if _is_rays(process)])
                     shutil.rmtree(folder, ignore_errors=True)
                     gone.append(folder)
             finally:
@@ -223,6 +223,14 @@ def _those_of(folder: Path) -> list[psutil.Process]:
             if named or any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
                 found.append(process)
     return found
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    """Whether it is a part of Ray, and not somebody who reads its logs."""
+    with suppress(psutil.Error):
+        title = " ".join(process.cmdline())
+        return process.name() in ("raylet", "gcs_server") or title.startswith("ray::") or "/site-packages/ray/" in title
+    return False
 
 
 def _end(processes: Sequence[psutil.Process]) -> None:

@@ -24,6 +24,12 @@ class ChatTokenizer:
 
     def __init__(self, model_path: str | Path) -> None:
         self._path = Path(model_path)
+        if not self._path.is_dir():  # else transformers would look for it on a hub
+            raise ModelError(
+                f"model.path={model_path}: there is no such folder.",
+                remedy="Bring it back, set model.path to where it is now, or make one with "
+                "`tenfold import-model SOURCE DEST`.",
+            )
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(str(model_path))
         except (OSError, ValueError, KeyError) as error:

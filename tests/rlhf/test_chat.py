@@ -83,7 +83,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, exists: bool):
     folder = tmp_path / "model"
     if exists:
         folder.mkdir()
-    with pytest.raises(ModelError, match="no tokenizer that can be loaded"):
+    with pytest.raises(ModelError, match=r"no tokenizer that can be loaded|there is no such folder"):
         ChatTokenizer(folder)
 
 
