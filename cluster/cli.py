@@ -42,76 +42,31 @@ Json = Annotated[
 ]
 
 
-@app.command()
-def run(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    accept: Accept = None,
-    as_json: Json = False,
-) -> None:
-    """Run all stages of a recipe: sample, rank, reward, ppo, evaluate. What is done is skipped."""
-    _stages("run", recipe, overrides, dry_run, accept, as_json)
+STAGE_COMMANDS = {
+    "run": "Run all stages of a recipe: sample, rank, reward, ppo, evaluate. What is done is skipped.",
+    "sample": "Sample ten answers per prompt from the starting model.",
+    "rank": "Rank the ten answers of each prompt.",
+    "reward": "Train the reward model on the rankings.",
+    "ppo": "Train the policy with PPO, against the reward model or rules.",
+    "evaluate": "Compare before and after on held-out prompts.",
+}
 
 
-@app.command()
-def sample(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    accept: Accept = None,
-    as_json: Json = False,
-) -> None:
-    """Sample ten answers per prompt from the starting model."""
-    _stages("sample", recipe, overrides, dry_run, accept, as_json)
+def _add_stages(command: str, about: str) -> None:
+    def stages(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        accept: Accept = None,
+        as_json: Json = False,
+    ) -> None:
+        _stages(command, recipe, overrides, dry_run, accept, as_json)
+
+    app.command(command, help=about)(stages)
 
 
-@app.command()
-def rank(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    accept: Accept = None,
-    as_json: Json = False,
-) -> None:
-    """Rank the ten answers of each prompt."""
-    _stages("rank", recipe, overrides, dry_run, accept, as_json)
-
-
-@app.command()
-def reward(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    accept: Accept = None,
-    as_json: Json = False,
-) -> None:
-    """Train the reward model on the rankings."""
-    _stages("reward", recipe, overrides, dry_run, accept, as_json)
-
-
-@app.command()
-def ppo(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    accept: Accept = None,
-    as_json: Json = False,
-) -> None:
-    """Train the policy with PPO, against the reward model or rules."""
-    _stages("ppo", recipe, overrides, dry_run, accept, as_json)
-
-
-@app.command()
-def evaluate(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    accept: Accept = None,
-    as_json: Json = False,
-) -> None:
-    """Compare before and after on held-out prompts."""
-    _stages("evaluate", recipe, overrides, dry_run, accept, as_json)
+for _command, _about in STAGE_COMMANDS.items():
+    _add_stages(_command, _about)
 
 
 @app.command()

@@ -85,11 +85,8 @@ def run(
     stages = tuple(only or recipe.stages)
     with ExitStack() as stack:
         store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
-        store.reopen_damaged()
-        reopen_longer(recipe, store, console)
-        if "ppo" in stages and not store.done("ppo"):
-            store.reopen("evaluate")  # it was of a policy that is trained further
-        todo: list[Stage] = [stage for stage in stages if not store.done(stage)]
+        stale = outdated(recipe, store, stages, console)
+        todo: list[Stage] = [stage for stage in stages if stage in stale or not store.done(stage)]
         for stage in stages:
             if stage not in todo:
                 console.say(f"{stage}: done before, skipped")
@@ -103,6 +100,7 @@ def run(
             check(recipe, chat, prompts, todo)
             # Only now is anything of it for good: a mistake can be mended, and the same command given again.
             store.take_change()
+            store.reopen(*stale)
             if are_new:
                 write_prompts(store.folder, prompts)
         tracker = WandbTracker(recipe, store, console)
@@ -127,12 +125,23 @@ def run_stage(stage: Stage, context: Context) -> None:
     context.store.finish(stage, results | about)
 
 
-def reopen_longer(recipe: Recipe, store: RunStore, console: Console) -> None:
-    """Lets a PPO that was done go on, where the recipe now has more steps, and what comes after it run again."""
+def outdated(recipe: Recipe, store: RunStore, stages: Sequence[Stage], console: Console) -> set[Stage]:
+    """The stages that were done and are to run again: what they left is damaged, or they now have more steps.
+
+    They go on from their newest checkpoint, and so to the same end.
+    """
+    stale: set[Stage] = set()
+    for stage, role in (("reward", "reward"), ("ppo", "policy")):
+        if store.done(stage) and (problem := store.damage_of_role(role)):
+            console.warn(f"{store.folder}/roles/{role} is damaged ({problem}): {stage} goes on from its checkpoint")
+            stale.add(stage)
     num_steps = store.results("ppo").get("num_steps", recipe.ppo.num_steps)
     if num_steps < recipe.ppo.num_steps:
         console.say(f"ppo: done with {num_steps} steps before, goes on to {recipe.ppo.num_steps}")
-        store.reopen("ppo", "evaluate")
+        stale.add("ppo")
+    if "ppo" in stale or ("ppo" in stages and not store.done("ppo")):
+        stale.add("evaluate")  # it was of the policy before
+    return stale
 
 
 def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:

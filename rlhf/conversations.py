@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from glob import glob
 from pathlib import Path
 
 from rlhf.chat import prompt_id
 from rlhf.data import _by_hash
 from rlhf.errors import DataError
+from rlhf.files import jsonl_rows, matching_files, parquet_rows, reason_of
 from rlhf.formats import FORMATS, Conversation, read_row
 from rlhf.records import Message
-from rlhf.sources import _row, reason_of
 
 KINDS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+REMEDY = 'Convert it, one row such as {"prompt": "...", "completion": "..."} per line of a .jsonl file.'
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ def load_conversations(sources: Sequence[Source], held_out: float, system: str |
     num_rows = 0
     for source in sources:
         _check_weight(source)
-        for path in _files(source.path):
+        for path in matching_files(source.path, KINDS, named=f"The source {source.path!r}", remedy=REMEDY):
             for conversation in _read(path):
                 num_rows += 1
                 conversation = _with_system(conversation, system)
@@ -82,23 +80,6 @@ def _check_weight(source: Source) -> None:
         )
 
 
-def _files(source: str) -> list[Path]:
-    paths = [Path(source)] if Path(source).is_file() else [Path(p) for p in sorted(glob(source, recursive=True))]
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise DataError(
-            f"The source {source!r} matches no file in {Path.cwd()}.", remedy="Give a path or a glob that does."
-        )
-    for path in paths:
-        if not path.name.endswith(KINDS):
-            raise DataError(
-                f"{path} is of a kind that is not known.",
-                limit=f"Known are {', '.join(KINDS)}.",
-                remedy='Convert it, one row such as {"prompt": "...", "completion": "..."} per line of a .jsonl file.',
-            )
-    return paths
-
-
 def _read(path: Path) -> Iterator[Conversation]:
     """The conversations of one file, all of one format."""
     first: tuple[str, str] | None = None
@@ -117,21 +98,8 @@ def _read(path: Path) -> Iterator[Conversation]:
 def _rows(path: Path) -> Iterator[tuple[str, object]]:
     """(line or row, what stands there) for each row of a file."""
     if path.suffix == ".parquet":
-        return _parquet(path)
-    return _json(path) if path.suffix == ".json" else _jsonl(path)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, object]]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"line {number}", _row(line)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"{path}, line {max(number, 1)}: {reason_of(error)}.", remedy="Mend or remove the line."
-        ) from error
+        return parquet_rows(path)
+    return _json(path) if path.suffix == ".json" else jsonl_rows(path)
 
 
 def _json(path: Path) -> Iterator[tuple[str, object]]:
@@ -157,21 +125,6 @@ def _json(path: Path) -> Iterator[tuple[str, object]]:
         )
     for number, row in enumerate(rows, 1):
         yield f"row {number}", row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, object]]:
-    import pyarrow  # only where there is a Parquet file: it takes long to import
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {str(error).rstrip('.')}.", remedy="Give a Parquet file.") from error
 
 
 def _with_system(conversation: Conversation, system: str | None) -> Conversation:

@@ -7,7 +7,6 @@ file is held. A longer text becomes several documents, cut where a paragraph, li
 from __future__ import annotations
 
 import codecs
-import glob
 import gzip
 import hashlib
 import heapq
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from rlhf.errors import DataError
-from rlhf.sources import reason_of
+from rlhf.files import matching_files, reason_of
 
 Split = Literal["file", "paragraph", "line"]
 
@@ -113,19 +112,10 @@ def corpus_fingerprint(sources: Sequence[Source]) -> str:
 
 def find_files(source: Source) -> list[Path]:
     """The files of a source in order of names. Raises DataError if there is none, or one of an unknown kind."""
-    path = Path(source.path)
-    paths = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(source.path, recursive=True))]
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise DataError(f"{source.path!r} matches no file in {Path.cwd()}.", remedy="Give a path or a glob that does.")
-    for path in paths:
-        if not path.name.endswith((*TEXT_KINDS, *ROW_KINDS, ".parquet")):
-            raise DataError(
-                f"{path} is of a kind that is not known.",
-                limit="Known are .txt, .md and .jsonl, each also with .gz, and .parquet.",
-                remedy="Rename a text file to .txt, or convert it.",
-            )
-    return paths
+    kinds = (*TEXT_KINDS, *ROW_KINDS, ".parquet")
+    return matching_files(
+        source.path, kinds, named=repr(source.path), remedy="Rename a text file to .txt, or convert it."
+    )
 
 
 def _largest_digests(documents: Iterator[Document], max_bytes: int) -> list[Document]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import glob
-import gzip
 import importlib.util
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +13,10 @@ from typing import Any
 import yaml
 
 from rlhf.errors import DataError
+from rlhf.files import jsonl_rows, matching_files, parquet_rows
 
 CHATTERBOT = "chatterbot:"
+KINDS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,66 +37,10 @@ def read_items(sources: str | tuple[str, ...]) -> Iterator[Item]:
         if source.startswith(CHATTERBOT):
             yield from _chatterbot(source)
         else:
-            for path in _files(source):
-                yield from _parquet(path) if path.suffix == ".parquet" else _jsonl(path)
-
-
-def _files(source: str) -> list[Path]:
-    paths = [Path(source)] if Path(source).is_file() else [Path(p) for p in sorted(glob.glob(source, recursive=True))]
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise DataError(
-            f"data.prompts={source!r} matches no file in {Path.cwd()}.", remedy="Give a path or a glob that does."
-        )
-    for path in paths:
-        if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-            raise DataError(
-                f"{path} is of a kind that is not known.",
-                limit="Known are .jsonl, .jsonl.gz and .parquet.",
-                remedy='Convert it, one row such as {"prompt": "..."} per prompt.',
-            )
-    return paths
-
-
-def _jsonl(path: Path) -> Iterator[Item]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _item(f"{path}, line {number}", _row(line))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"{path}, line {max(number, 1)}: {reason_of(error)}.", remedy="Mend or remove the line."
-        ) from error
-
-
-def _row(line: bytes) -> object:
-    return json.loads(line.decode("utf-8-sig"))
-
-
-def reason_of(error: Exception) -> str:
-    """What is wrong with a line, in words."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON, {error.msg} at column {error.colno}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8, byte {error.start + 1} of the line"
-    return str(error).rstrip(".")
-
-
-def _parquet(path: Path) -> Iterator[Item]:
-    import pyarrow  # only where there is a Parquet file: it takes long to import
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _item(f"{path}, row {number}", row)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {str(error).rstrip('.')}.", remedy="Give a Parquet file.") from error
+            remedy = 'Convert it, one row such as {"prompt": "..."} per prompt.'
+            for path in matching_files(source, KINDS, named=f"data.prompts={source!r}", remedy=remedy):
+                for where, row in parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path):
+                    yield _item(f"{path}, {where}", row)
 
 
 def _item(where: str, row: Any) -> Item:

@@ -291,13 +291,9 @@ class RunStore:
         values = json.loads((folder / "role.json").read_bytes())
         return RoleState(read_tensors(folder / "role.safetensors"), values)
 
-    def reopen_damaged(self) -> None:
-        """Lets stages run again whose result was lost or altered: from their checkpoint, and so to the same end."""
-        for stage, role, after in (("reward", "reward", ()), ("ppo", "policy", ("evaluate",))):
-            folder = self.folder / "roles" / role
-            if self.done(stage) and (problem := damage(folder)):
-                self._warn(f"{folder} is damaged ({problem}): {stage} goes on from its checkpoint.")
-                self.reopen(stage, *after)
+    def damage_of_role(self, name: str) -> str | None:
+        """What is wrong with a role that was saved; None if every byte is as it was."""
+        return damage(self.folder / "roles" / name)
 
     def save_adapter(self, name: str, adapter: Adapter) -> Path:
         """The folder models/NAME/, which now holds the adapter in PEFT's layout."""
