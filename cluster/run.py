@@ -131,7 +131,8 @@ def outdated(recipe: Recipe, store: RunStore, stages: Sequence[Stage], console: 
     They go on from their newest checkpoint, and so to the same end.
     """
     stale: set[Stage] = set()
-    for stage, role in (("reward", "reward"), ("ppo", "policy")):
+    roles: dict[Stage, str] = {"reward": "reward", "ppo": "policy"}
+    for stage, role in roles.items():
         if store.done(stage) and (problem := store.damage_of_role(role)):
             console.warn(f"{store.folder}/roles/{role} is damaged ({problem}): {stage} goes on from its checkpoint")
             stale.add(stage)
