@@ -149,6 +149,16 @@ def session(stages: Sequence[str]) -> Session:
     return Session(pid=os.getpid(), began=now(), stages=list(stages), ended=None, how="running", why="")
 
 
+def end_session(manifest: Manifest, error: BaseException | None) -> str:
+    """How the session ended (done, failed, stopped), which the manifest then says; `error` is what ended it."""
+    current = manifest["session"]
+    assert current is not None
+    how = "done" if error is None else "failed" if isinstance(error, Exception) else "stopped"
+    why = "" if error is None else (str(error).strip() or type(error).__name__).splitlines()[0]
+    manifest["session"] = {**current, "ended": now(), "how": how, "why": why}
+    return how
+
+
 def _begin(folder: Path, recipe: Recipe) -> Manifest:
     if strays := [name for name in ("checkpoints", "samples", "metrics.jsonl") if (folder / name).exists()]:
         raise StoreError(

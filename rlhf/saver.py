@@ -19,6 +19,11 @@ class Saver:
         self.seconds = 0.0  # that the newest piece of work took
 
     @property
+    def idle(self) -> bool:
+        """Whether there is no piece of work that somebody must wait for."""
+        return self._thread is None
+
+    @property
     def busy(self) -> bool:
         """Whether a piece of work is under way."""
         return self._thread is not None and self._thread.is_alive()

@@ -18,12 +18,13 @@ from configs.schema import Recipe
 from rlhf.adapters import read_adapter, write_adapter
 from rlhf.checkpoints import Checkpoint, Checkpoints
 from rlhf.copier import Copier
-from rlhf.disk import damage, disk_errors, finite, read_tensors, tidy, to_json, write_folder
-from rlhf.errors import StoreError, TenfoldError
+from rlhf.disk import damage, disk_errors, finite, tidy, to_json
+from rlhf.errors import TenfoldError
 from rlhf.events import Events
 from rlhf.journal import Journal, group_from_row, group_to_row
+from rlhf.kept_roles import read_role, write_role
 from rlhf.lock import take_lock
-from rlhf.manifest import JOURNALS, Change, Manifest, now, open_manifest, record, session, take_change
+from rlhf.manifest import JOURNALS, Change, Manifest, end_session, now, open_manifest, record, session, take_change
 from rlhf.rankings_db import RankingsDB
 from rlhf.records import Adapter, AnswerGroup, Ranking, RoleState
 from rlhf.saver import Saver
@@ -251,12 +252,13 @@ class RunStore:
         self._saver.start(write, lambda: self._commit(stage, step))
 
     def settle(self, *, wait: bool = True) -> float:
-        """Seconds that writing the newest checkpoint took, now that it is committed; without `wait`, if it is written.
+        """Seconds that writing took of a checkpoint that is committed now; 0 if there was none to commit.
 
-        Raises StoreError if it could not be written.
+        Without `wait`, one that is still being written is left for later. Raises StoreError if it could not be written.
         """
-        if wait or self._saver.ready:
-            self._saver.wait()
+        if self._saver.idle or not (wait or self._saver.ready):
+            return 0.0
+        self._saver.wait()
         return self._saver.seconds
 
     def load_checkpoint(self, stage: str) -> Checkpoint | None:
@@ -275,21 +277,11 @@ class RunStore:
 
     def save_role(self, name: str, state: RoleState) -> None:
         """Commits all that a role needs, as roles/NAME/: role.safetensors and role.json."""
-        files = {"role.safetensors": state.tensors, "role.json": to_json(dict(state.values))}
-        write_folder(self.folder / "roles" / name, files)
+        write_role(self.folder / "roles" / name, state)
 
     def load_role(self, name: str) -> RoleState | None:
         """The role that was saved, or None. Raises StoreError for one that was altered."""
-        folder = self.folder / "roles" / name
-        if not folder.exists():
-            return None
-        if problem := damage(folder):
-            raise StoreError(
-                f"{folder} is damaged: {problem}.",
-                remedy="Restore it from a copy, or start again: the stage that made it goes on from its checkpoint.",
-            )
-        values = json.loads((folder / "role.json").read_bytes())
-        return RoleState(read_tensors(folder / "role.safetensors"), values)
+        return read_role(self.folder / "roles" / name)
 
     def damage_of_role(self, name: str) -> str | None:
         """What is wrong with a role that was saved; None if every byte is as it was."""
@@ -314,11 +306,7 @@ class RunStore:
         self._copier.start()
 
     def _end_session(self, error: BaseException | None) -> None:
-        current = self._manifest["session"]
-        assert current is not None
-        how = "done" if error is None else "failed" if isinstance(error, Exception) else "stopped"
-        why = "" if error is None else (str(error).strip() or type(error).__name__).splitlines()[0]
-        self._manifest["session"] = {**current, "ended": now(), "how": how, "why": why}
+        how = end_session(self._manifest, error)
         self.events.add("end", how=how)
         record(self.folder, self._manifest)
 

@@ -94,6 +94,7 @@ def test_a_checkpoint_is_written_beside_the_work_and_committed_when_it_is_settle
     manifest = store.folder / "manifest.json"
     assert json.loads(manifest.read_bytes())["checkpoints"] == {}
     assert store.settle() > 0
+    assert store.settle() == 0  # what was told once is not told again
     assert json.loads(manifest.read_bytes())["checkpoints"] == {"ppo": 1}
 
 
