@@ -1,9 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test unit lint format model demo demo-seeds tiny chaos lock
+.PHONY: help setup test unit lint format model demo demo-seeds poems demo-poems demo-poems-seeds tiny chaos lock
 
 PYTHON := $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 RECIPE := configs/recipes/smollm2_cpu.yaml
+POEMS := configs/recipes/tang_poems.yaml
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -37,6 +38,19 @@ demo: model ## align SmolLM2-135M on this machine, from prompts to a judged poli
 demo-seeds: model ## the demo with three seeds, judged on 100 held-out prompts
 	@for seed in 0 1 2; do \
 		$(BIN)/tenfold run $(RECIPE) name=smollm2-seed-$$seed seed=$$seed evaluate.num_prompts=100 || exit $$?; \
+	done
+
+poems: setup ## fetch the Tang poems, once
+	@$(BIN)/python -m requirements.poems
+
+demo-poems: poems ## from nothing to aligned: a small Chinese GPT that writes poems of the form it is asked for
+	@$(BIN)/tenfold run $(POEMS)
+	@$(BIN)/python -m benchmarks.poems runs/tang-poems
+
+demo-poems-seeds: poems ## the same with three seeds
+	@for seed in 0 1 2; do \
+		$(BIN)/tenfold run $(POEMS) name=tang-poems-seed-$$seed seed=$$seed || exit $$?; \
+		$(BIN)/python -m benchmarks.poems runs/tang-poems-seed-$$seed || exit $$?; \
 	done
 
 tiny: setup ## write a model of random weights for configs/recipes/tiny_cpu.yaml

@@ -1,15 +1,16 @@
-"""Adapters on their way to an engine: what the base allows, what the engine must hold, and what is refused."""
+"""Adapters on their way to a trainer or an engine: what the base allows, what must be held, and what is refused."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.schema import LoraConfig
+from rlhf.adapters import check_settings
 from rlhf.checksum import checksum
 from rlhf.errors import ModelError, SyncError
 from rlhf.records import Adapter
@@ -44,9 +45,9 @@ def expected_shapes(model_path: str, lora: LoraConfig) -> dict[str, tuple[int, .
     return shapes
 
 
-def target_names(shapes: Shapes) -> list[str]:
+def target_names(names: Iterable[str]) -> list[str]:
     """The last parts of the names of the adapted layers ("q_proj"), sorted."""
-    return sorted({_last(name.rpartition(".lora_")[0]) for name in shapes})
+    return sorted({_last(name.rpartition(".lora_")[0]) for name in names})
 
 
 def check_adapter(adapter: Adapter, shapes: Shapes, lora: LoraConfig) -> None:
@@ -87,6 +88,34 @@ def check_adapter(adapter: Adapter, shapes: Shapes, lora: LoraConfig) -> None:
             limit=f"It was sent with {adapter.checksum[:12]}.",
             remedy="Resume the run: the trainer sends the adapter again.",
         )
+
+
+def check_start(start: Adapter, shapes: Shapes, lora: LoraConfig) -> None:
+    """Raises ModelError for an adapter that cannot be continued: of other settings than the recipe's, or another base.
+
+    `shapes` are the names and shapes that a fresh adapter of these settings has on the base.
+    """
+    check_settings(start, lora)
+    theirs = set(target_names(name for name in start.tensors if ".lora_" in name))
+    ours = set(target_names(shapes))
+    if theirs != ours:
+        raise ModelError(
+            f"The adapter to start from adapts {', '.join(sorted(theirs)) or 'nothing'}.",
+            limit=f"By lora.targets the recipe adapts {', '.join(sorted(ours))}.",
+            remedy=f"Set lora.targets=[{', '.join(sorted(theirs))}], if they are layers of the base.",
+        )
+    foreign, missing = sorted(set(start.tensors) - set(shapes)), sorted(set(shapes) - set(start.tensors))
+    other = [name for name in shapes if name in start.tensors and tuple(start.tensors[name].shape) != shapes[name]]
+    if not (foreign or missing or other):
+        return
+    problem = f"{_some('unknown', foreign)}{_some('missing', missing)}".strip()
+    if other:
+        problem = problem or f"{other[0]} has the shape {tuple(start.tensors[other[0]].shape)}, not {shapes[other[0]]}"
+    raise ModelError(
+        f"The adapter to start from does not fit the base: {problem}.",
+        limit=f"The base has {len(shapes)} LoRA tensors for these targets.",
+        remedy="Set model.path to the base that it was trained on.",
+    )
 
 
 def changes_nothing(adapter: Adapter) -> bool:

@@ -23,8 +23,10 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from actors.adapters import check_start
 from configs.schema import LoraConfig, ModelConfig
 from rlhf.errors import ModelError
+from rlhf.records import Adapter
 from rlhf.rows import MicroBatch
 
 T = TypeVar("T")
@@ -62,16 +64,18 @@ class Base:
         self._autocast = False  # weights are float32 and passes are not
         self._active: str | None = None
         self._adapters: dict[str, Parameters] = {}
+        self._frozen: set[str] = set()
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters, in the order in which they were attached."""
         return tuple(self._adapters)
 
-    def attach(self, name: str) -> None:
-        """Attaches a fresh adapter that changes nothing yet (its B matrices are zero) and can be trained.
+    def attach(self, name: str, start: Adapter | None = None, *, frozen: bool = False) -> None:
+        """Attaches an adapter that can be trained, unless `frozen`: a fresh one, or one that begins as `start`.
 
-        Its A matrices depend on the seed and the name only, so that all ranks and repeats agree.
+        A fresh one changes nothing yet: its B matrices are zero. Its A matrices depend on the seed and the name only,
+        so that all ranks and repeats agree. Raises ModelError for a `start` of other settings or of another base.
         """
         assert name not in self._adapters, f"the adapter {name!r} is attached already"
         config = _peft_config(self._lora, self._targets)
@@ -89,6 +93,12 @@ class Base:
         }
         for parameter in self._adapters[name].values():
             parameter.data = parameter.data.float()
+        if start is not None:
+            check_start(start, {key: tuple(p.shape) for key, p in self._adapters[name].items()}, self._lora)
+            for key, parameter in self._adapters[name].items():
+                parameter.data.copy_(start.tensors[key])
+        if frozen:
+            self._frozen.add(name)
         self._peft.eval()
         self._switch(self._active)
 
@@ -101,6 +111,28 @@ class Base:
         self._autocast = self.model.dtype != torch.float32
         self.model.float().requires_grad_(True)
         return dict(self.model.named_parameters())
+
+    def grow(self, num_embeddings: int) -> None:
+        """Makes room for so many tokens; a new one starts as the mean of those that were there."""
+        before = self.model.get_input_embeddings().num_embeddings
+        if num_embeddings <= before:
+            return
+        assert self._peft is None and not self.model.get_input_embeddings().weight.requires_grad
+        self.model.resize_token_embeddings(num_embeddings, mean_resizing=False)
+        layers = {
+            id(layer.weight): layer for layer in (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        }
+        with torch.no_grad():
+            for layer in layers.values():
+                layer.weight[before:] = layer.weight[:before].float().mean(0).to(layer.weight.dtype)
+        self.model.requires_grad_(False)
+
+    def merge(self, name: str) -> Any:
+        """The decoder with this adapter added to its weights for good; the base is of no other use then."""
+        assert self._peft is not None
+        merged = self._peft.merge_and_unload(adapter_names=[name])  # pyright: ignore[reportCallIssue]
+        self._peft, self._adapters, self._active = None, {}, None
+        return merged
 
     def parameters(self, name: str) -> Parameters:
         """The adapter's parameters, float32, by PEFT's names as in adapter_model.safetensors."""
@@ -179,9 +211,9 @@ class Base:
             self._peft.set_adapter(adapter)
         self._active = adapter
         # peft leaves only the active adapter trainable, and another role's gradients would be lost without a word.
-        for parameters in self._adapters.values():
+        for name, parameters in self._adapters.items():
             for parameter in parameters.values():
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(name not in self._frozen)
 
 
 def _load(config: ModelConfig) -> nn.Module:

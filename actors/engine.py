@@ -66,7 +66,7 @@ def make_engine(
         zero_stage: 0 to 3.
     """
     adamw = torch.optim.AdamW(
-        trained, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+        _groups(trained, optimizer.weight_decay), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps
     )
     bucket_size = 2 * sum(parameter.numel() for parameter in trained)  # DeepSpeed wants an even number
     bfloat16 = any(p.dtype == torch.bfloat16 for module in spread if module is not None for p in module.parameters())
@@ -87,8 +87,33 @@ def make_engine(
     engine, *_ = deepspeed.initialize(
         model=_Trained(trained, spread),
         optimizer=adamw,
-        model_parameters=trained,  # pyright: ignore[reportArgumentType] - any iterable of parameters will do
         dist_init_required=False,
         config=config,
     )
+    if 0 < zero_stage < SPREAD_WEIGHTS:
+        _begin_moments(engine.basic_optimizer)
     return engine
+
+
+def _begin_moments(adamw: torch.optim.Optimizer) -> None:
+    """Makes AdamW's moments, zero as it would at its first step, for all groups of parameters.
+
+    DeepSpeed looks for those of all groups as soon as the first group has made its first step.
+    """
+    for group in adamw.param_groups:
+        for part in group["params"]:
+            zeros = {name: torch.zeros_like(part) for name in ("exp_avg", "exp_avg_sq")}
+            adamw.state[part] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+
+
+def _groups(trained: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices, and apart from them norms and biases, which do not decay: they scale and shift, and do not overfit."""
+    matrices = [parameter for parameter in trained if _dimensions(parameter) > 1]
+    others = [parameter for parameter in trained if _dimensions(parameter) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """Of the whole parameter, also where ZeRO 3 left only a part of it here."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -63,6 +63,7 @@ class Learner:
         assert optimizer.schedule == "constant" or num_updates is not None, "a cosine ends somewhere"
         attach(rank, world_size)
         self.updates = 0
+        self._has_moments = False  # DeepSpeed knows them from its first step on
         self._base, self._adapter, self._optimizer = base, adapter, optimizer
         self._head, self._world_size = head, world_size
         self._name = adapter or "model"
@@ -200,7 +201,7 @@ class Learner:
 
     def _load_moments(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
         adamw: torch.optim.Optimizer = self._engine.basic_optimizer
-        if not adamw.state:
+        if not self._has_moments:
             if not updates:
                 return
             # The moments come to be, under every ZeRO stage, in an update at rate 0 that moves nothing.
@@ -227,6 +228,7 @@ class Learner:
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
             norm = float(nn.utils.get_total_norm(gradients))
             self._engine.step() if math.isfinite(norm) else self._engine.zero_grad()
+        self._has_moments = True
         if not math.isfinite(norm):
             raise ModelError(
                 f"The gradient of {self._name} at update {self.updates + 1} has the norm {norm}.",

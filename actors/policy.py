@@ -10,7 +10,9 @@ from actors.base import Base
 from actors.learner import Learner
 from actors.passes import answer_logprobs, micro_batches_of, minibatches
 from configs.schema import Recipe
+from rlhf.adapters import starting_adapter
 from rlhf.checksum import checksum
+from rlhf.errors import StoreError
 from rlhf.forward import token_logprobs
 from rlhf.kl import kl_loss
 from rlhf.losses import importance_weights, policy_loss, policy_metrics
@@ -24,6 +26,8 @@ NAME = "policy"
 class Policy:
     """One rank's part of the policy. All but `logprobs` are collective, and give the same on every rank.
 
+    It begins as the base, or as the adapter that the recipe continues. Raises ModelError for one that does not fit.
+
     Args:
         base: the decoder; the adapter is attached to it here.
         recipe: the run's.
@@ -32,7 +36,9 @@ class Policy:
     """
 
     def __init__(self, base: Base, recipe: Recipe, rank: int, world_size: int) -> None:
-        base.attach(NAME)
+        start = starting_adapter(recipe)
+        base.attach(NAME, start)
+        self._start = None if start is None else start.checksum
         self._base, self._recipe, self._config = base, recipe, recipe.ppo
         self._rank, self._world_size = rank, world_size
         self._learner = Learner(base, NAME, None, recipe.ppo.optimizer, recipe.learner, rank, world_size)
@@ -68,12 +74,19 @@ class Policy:
         return _metrics(steps) | gaps
 
     def state(self) -> RoleState:
-        """Adapter, optimizer, version: all that the next update depends on."""
+        """Adapter, optimizer, version, which start: all that the next update depends on, and what it is held to."""
         state = self._learner.state()
-        return RoleState(state.tensors, {**state.values, "version": self._version})
+        start = {} if self._start is None else {"start": self._start}
+        return RoleState(state.tensors, {**state.values, "version": self._version, **start})
 
     def load_state(self, state: RoleState) -> None:
-        """Takes up a state exactly. Raises StoreError for one that does not fit."""
+        """Takes up a state exactly. Raises StoreError for one that does not fit, or that began as another adapter."""
+        if (began := state.values.get("start")) != self._start:
+            raise StoreError(
+                f"The saved policy began as {_begun(began)}.",
+                limit=f"The reference that it would be held to now is {_begun(self._start)}.",
+                remedy="Bring that adapter back (adapter_from, or the run's own in models/), or start another run.",
+            )
         self._learner.load_state(state)
         version = state.values["version"]
         assert isinstance(version, int)
@@ -137,6 +150,10 @@ class Policy:
             reported["kl"] = float(kl.detach())
         seen[at[0].cpu(), at[1].cpu()] = now.cpu()
         return total, reported
+
+
+def _begun(start: object) -> str:
+    return "the base" if start is None else f"the adapter {str(start)[:12]}"
 
 
 def _metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -43,7 +43,9 @@ Json = Annotated[
 
 
 STAGE_COMMANDS = {
-    "run": "Run all stages of a recipe: sample, rank, reward, ppo, evaluate. What is done is skipped.",
+    "run": "Run all stages of a recipe, in order. What is done is skipped.",
+    "pretrain": "Train a model on raw text, from nothing or on from one that is there.",
+    "sft": "Align a model on conversations: whole, by LoRA, or as a named domain adapter.",
     "sample": "Sample ten answers per prompt from the starting model.",
     "rank": "Rank the ten answers of each prompt.",
     "reward": "Train the reward model on the rankings.",
@@ -154,6 +156,29 @@ def show(
     _exit(console, f"tenfold show {run}", lambda: _show(console, run, as_json))
 
 
+@app.command()
+def export(
+    run: RunName,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not hold anything yet.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Write one model: the base with the adapter merged.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write what a run trained last as a PEFT folder or a whole model, and check it by its logprobs."""
+    console = make_console(sys.stderr if as_json else sys.stdout)
+
+    def work() -> None:
+        from cluster.export import export_run, page
+
+        done = export_run(run, to, merge=merge, console=console)
+        if as_json:
+            _print_json(done)
+        else:
+            console.show(page(done))
+
+    with console:
+        _exit(console, f"tenfold export {run} --to {to}", work)
+
+
 @app.command("import-model")
 def import_model(
     source: Annotated[str, typer.Argument(help="A GGUF file, a Hugging Face folder, or a hub name.")],
@@ -258,11 +283,19 @@ def _show(console: StreamConsole, run: str, as_json: bool) -> None:
 
 
 def _next_steps(recipe: Recipe, folder: str) -> list[str]:
+    from rlhf.lineage import base_of
+
+    again = [f"tenfold show {folder}", "    prints this page again"]
+    if "ppo" not in recipe.stages:
+        return [
+            *again,
+            f"tenfold export {folder} --to DIR",
+            "    writes what was trained last, for others to load",
+        ]
     rank = max(8, 1 << (recipe.lora.rank - 1).bit_length())  # vLLM has room for powers of two
     return [
-        f"tenfold show {folder}",
-        "    prints this page again",
-        f"vllm serve {recipe.model.path} --enable-lora --max-lora-rank {rank} --lora-modules "
+        *again,
+        f"vllm serve {base_of(Path(folder), recipe)} --enable-lora --max-lora-rank {rank} --lora-modules "
         f"aligned={folder}/models/policy",
         "    serves the policy; plain transformers with peft loads the same folder",
         "tenfold run RECIPE name=mine data.prompts=my_prompts.jsonl",

@@ -69,6 +69,9 @@ class ReferenceHandle(Handle):
     def logprobs(self, groups: Sequence[AnswerGroup], temperature: float | None = None) -> torch.Tensor:
         return self._split("logprobs", groups, temperature=temperature)
 
+    def base_logprobs(self, groups: Sequence[AnswerGroup], temperature: float | None = None) -> torch.Tensor:
+        return self._split("base_logprobs", groups, temperature=temperature)
+
 
 class RewardHandle(StatefulHandle):
     """`ports.Reward` over a group."""

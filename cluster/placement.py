@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from configs.schema import ClusterConfig, Recipe
+from configs.schema import MODEL_STAGES, ClusterConfig, Recipe
 from rlhf.errors import PlacementError
 
 Role = Literal["policy", "reference", "reward", "critic", "generator"]
@@ -121,7 +121,7 @@ def place(recipe: Recipe, resources: Resources, roles: Collection[Role] | None =
     asked_for = needed_roles(recipe) if roles is None else roles
     wanted: tuple[Role, ...] = tuple(role for role in ROLES if role in asked_for)
     gpus = _num_gpus(config, resources)
-    _check_names(config)
+    _check_names(config, makes_model=any(stage in recipe.stages for stage in MODEL_STAGES))
     groups = (_shared if config.placement == "shared" else _separate)(recipe, wanted, gpus)
     placement = Placement(groups)
     _check_fit(config, placement, resources, gpus)
@@ -140,8 +140,9 @@ def _num_gpus(config: ClusterConfig, resources: Resources) -> int:
     return config.gpus
 
 
-def _check_names(config: ClusterConfig) -> None:
+def _check_names(config: ClusterConfig, *, makes_model: bool) -> None:
     have = {TRAINER, "generator"} if config.placement == "shared" else set(ROLES)
+    have |= {TRAINER} if makes_model else set()
     for name, number in config.workers.items():
         if name not in have:
             raise PlacementError(

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.placement import Placement, Resources, place
-from configs.schema import Recipe, Stage
+from configs.schema import MODEL_STAGES, Recipe, Stage
 from rlhf.errors import TenfoldError
 
 Preview = dict[str, object]
@@ -76,7 +76,9 @@ def page(plan: Preview) -> RenderableType:
     model, prompts = cast(Preview, plan["model"]), cast(Preview, plan["prompts"])
     grid = Table.grid(padding=(0, 2))
     grid.add_row("run", Text(f"{plan['run']} ({'begun before' if plan['begun'] else 'new'}), seed {plan['seed']}"))
-    grid.add_row("model", Text(f"{model['path']}, {model['dtype']}, LoRA rank {model['lora_rank']}"))
+    grid.add_row(
+        "model", Text(f"{model['path'] or 'made by pretrain'}, {model['dtype']}, LoRA rank {model['lora_rank']}")
+    )
     grid.add_row("prompts", Text(f"{prompts['source']}: {_split(prompts)}"))
     stages = Table("stage", "", "what it does", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in cast(list[dict[str, str]], plan["stages"]):
@@ -103,10 +105,14 @@ def _prompts(recipe: Recipe, missing: list[str]) -> Preview:
     """Numbers of prompts: as the run will split them where the model's tokenizer is here, else of all rows."""
     from rlhf.sources import read_items
 
-    if not Path(recipe.model.path).is_dir():
+    makes_model = any(stage in recipe.stages for stage in MODEL_STAGES)
+    if recipe.model.path and not Path(recipe.model.path).is_dir():
         missing.append(
             f"the model: there is no folder {recipe.model.path}; `tenfold import-model SOURCE DEST` makes one"
         )
+    if makes_model or not Path(recipe.model.path).is_dir():
+        if recipe.data.prompts in ((), ""):
+            return {"total": None, "train": None, "held_out": None}
         try:
             return {"total": sum(1 for _ in read_items(recipe.data.prompts)), "train": None, "held_out": None}
         except TenfoldError as error:
@@ -128,6 +134,8 @@ def _prompts(recipe: Recipe, missing: list[str]) -> Preview:
 
 
 def _what(stage: Stage, recipe: Recipe, prompts: Preview) -> str:
+    if stage in MODEL_STAGES:
+        return _what_is_made(stage, recipe)
     n, train = recipe.sampling.n, cast(int | None, prompts["train"])
     tokens = recipe.sampling.max_answer_tokens
     if stage == "sample":
@@ -155,6 +163,31 @@ def _what(stage: Stage, recipe: Recipe, prompts: Preview) -> str:
     )
 
 
+def _what_is_made(stage: Stage, recipe: Recipe) -> str:
+    workers = recipe.cluster.workers.get("trainer", 1)
+    by = f"workers: {workers}, ZeRO {recipe.learner.zero_stage}"
+    if stage == "sft":
+        sft = recipe.sft
+        kind = (
+            f"the adapter {recipe.adapter!r}"
+            if recipe.adapter
+            else {"lora": "LoRA, merged", "full": "whole"}[sft.train]
+        )
+        return (
+            f"{', '.join(source.path for source in sft.sources)}: {kind}, {sft.batch_texts} conversations a step, "
+            f"epochs: {sft.epochs}; {by}"
+        )
+    config, sizes = recipe.pretrain, recipe.pretrain.sizes
+    model = (
+        f"a new model, {sizes.num_layers} layers of {sizes.hidden_size}" if sizes else f"{recipe.model.path} goes on"
+    )
+    long = f"{config.num_steps} steps" if config.num_steps else f"epochs: {config.epochs:g}"
+    return (
+        f"{', '.join(source.path for source in config.sources)}: {model}, {config.batch_rows} rows of "
+        f"{config.row_tokens} tokens a step, {long}; {by}"
+    )
+
+
 def _at_most(wanted: int | None, have: int | None) -> str:
     if wanted is None:
         return "all train" if have is None else str(have)
@@ -170,7 +203,7 @@ def _groups(placement: Placement) -> list[dict[str, object]]:
 
 def _split(prompts: Preview) -> str:
     if prompts["total"] is None:
-        return "not here"
+        return "not here" if prompts["source"] else "none are asked for"
     if prompts["train"] is None:
         return f"{prompts['total']} rows"
     return f"{prompts['train']} to train on, {prompts['held_out']} held out"

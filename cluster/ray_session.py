@@ -127,8 +127,14 @@ _QUIET: dict[str, Any] = {
 }
 
 
-# Nobody reads the records that Ray keeps of every call, and its servers would grow with them.
-_NO_RECORDS = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False, "event_stats": False}
+# Nobody reads the records that Ray keeps of every call, and its servers would grow with them; so they do, if more
+# slowly, with each look at the memory of all processes, of which there would be four a second.
+_NO_RECORDS = {
+    "task_events_report_interval_ms": 0,
+    "enable_metrics_collection": False,
+    "event_stats": False,
+    "memory_monitor_refresh_ms": 2000,
+}
 
 
 def _make_token() -> None:

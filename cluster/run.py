@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from cluster.console import StreamConsole
 from cluster.tracker import sync_command
 from configs.errors import ConfigError
-from configs.schema import STAGES, Recipe, Stage
-from rlhf.errors import DataError, TenfoldError
+from configs.schema import MODEL_STAGES, STAGES, Recipe, Stage
+from rlhf.errors import DataError, StoreError, TenfoldError
 from rlhf.ports import Console, Team
 from rlhf.summary import Places
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rlhf.chat import ChatTokenizer
     from rlhf.data import Prompts
     from rlhf.stages.context import Context
+    from rlhf.stages.model_context import Crew, ModelContext
     from rlhf.store import RunStore
 
 OK, BUG, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -61,6 +62,24 @@ def ray_team(recipe: Recipe, console: Console) -> Iterator[Team]:
             raise
 
 
+@contextmanager
+def ray_crew(recipe: Recipe, console: Console) -> Iterator[Crew]:
+    """Workers that train a model on Ray; nothing of them is left when the block ends."""
+    from cluster.crew import RayCrew
+    from cluster.ray_session import RaySession
+
+    session = RaySession(recipe.cluster)
+    with ExitStack() as stack:
+        with console.task("start Ray"):
+            stack.enter_context(session)
+        try:
+            yield RayCrew(recipe, console, session.resources.gpus)
+        except Exception:
+            if session.log_dir is not None:
+                console.warn(f"the logs of Ray and of its workers are in {session.log_dir}")
+            raise
+
+
 def run(
     recipe: Recipe,
     console: StreamConsole,
@@ -68,6 +87,7 @@ def run(
     only: Sequence[Stage] | None = None,
     accept: Sequence[str] = (),
     make_team: Callable[[Recipe, Console], AbstractContextManager[Team]] = ray_team,
+    make_crew: Callable[[Recipe, Console], AbstractContextManager[Crew]] = ray_crew,
 ) -> Outcome:
     """Runs the stages (those of the recipe, or `only` these) that the run store does not record as done.
 
@@ -80,6 +100,7 @@ def run(
     from rlhf.data import load_prompts
     from rlhf.kept_prompts import read_prompts, write_prompts
     from rlhf.stages.context import Context
+    from rlhf.stages.model_context import ModelContext
     from rlhf.store import RunStore
 
     stages = tuple(only or recipe.stages)
@@ -92,29 +113,48 @@ def run(
                 console.say(f"{stage}: done before, skipped")
         if not todo:
             return _outcome(store, stages)
+        check_early(recipe, todo)
+        making: list[Stage] = [stage for stage in todo if stage in MODEL_STAGES]
+        aligning: list[Stage] = [stage for stage in todo if stage not in MODEL_STAGES]
+        tracker: WandbTracker | None = None
+
+        def track() -> WandbTracker:
+            nonlocal tracker
+            if tracker is None:
+                # Only now is anything of it for good: a mistake can be mended, and the same command given again.
+                store.take_change()
+                store.reopen(*stale)
+                tracker = WandbTracker(recipe, store, console)
+                stack.callback(tracker.close)
+            return tracker
+
+        if making:
+            tracker = track()
+            with make_crew(recipe, console) as crew, stopping_is_said(console):
+                for stage in making:
+                    run_stage(stage, ModelContext(recipe, crew, store, tracker, console))
+        if not aligning:
+            return _outcome(store, stages, tracker)
+        recipe = grounded(recipe, store)
         with console.task("prompts and checks"):
             chat = ChatTokenizer(recipe.model.path)
             prompts = read_prompts(store.folder)
             are_new = prompts is None
             prompts = prompts or load_prompts(recipe.data, chat)
-            check(recipe, chat, prompts, todo)
-            # Only now is anything of it for good: a mistake can be mended, and the same command given again.
-            store.take_change()
-            store.reopen(*stale)
+            check(recipe, chat, prompts, aligning)
+            tracker = track()
             if are_new:
                 write_prompts(store.folder, prompts)
-        tracker = WandbTracker(recipe, store, console)
-        stack.callback(tracker.close)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
-        placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in todo)})
+        placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in aligning)})
         team = stack.enter_context(make_team(placed, console))
         stack.enter_context(stopping_is_said(console))
-        for stage in todo:
+        for stage in aligning:
             run_stage(stage, Context(recipe, team, store, chat, prompts, tracker, console))
         return _outcome(store, stages, tracker)
 
 
-def run_stage(stage: Stage, context: Context) -> None:
+def run_stage(stage: Stage, context: Context | ModelContext) -> None:
     """Runs one stage and records it as done, with its time and the peak of the memory of all processes."""
     from cluster.memory import PeakMemory
 
@@ -143,6 +183,47 @@ def outdated(recipe: Recipe, store: RunStore, stages: Sequence[Stage], console: 
     if "ppo" in stale or ("ppo" in stages and not store.done("ppo")):
         stale.add("evaluate")  # it was of the policy before
     return stale
+
+
+def grounded(recipe: Recipe, store: RunStore) -> Recipe:
+    """The recipe as the stages after `sft` see it: on the model, and with the adapter, that the run itself made.
+
+    Raises StoreError where a stage that is to make them has not run.
+    """
+    from rlhf.lineage import base_of
+
+    for stage in MODEL_STAGES:
+        if stage in recipe.stages and not store.done(stage):
+            raise StoreError(
+                f"The recipe's later stages stand on what `{stage}` makes, and it has not run.",
+                remedy=f"Run `tenfold {stage}` first, or take it out of the recipe's stages.",
+            )
+    update: dict[str, object] = {
+        "model": recipe.model.model_copy(update={"path": str(base_of(store.folder.resolve(), recipe))})
+    }
+    if recipe.adapter and "sft" in recipe.stages:
+        update["adapter_from"] = str(store.folder.resolve() / "models" / recipe.adapter)
+    return recipe.model_copy(update=update)
+
+
+def check_early(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Nothing, if what later stages need can be found, as far as that is known before there is a model."""
+    from rlhf.adapters import starting_adapter
+    from rlhf.conversations import Source, load_conversations
+    from rlhf.rules import RuleScorer
+    from rlhf.sources import read_items
+
+    if recipe.adapter_from and "sft" not in recipe.stages:
+        starting_adapter(recipe)
+    if "pretrain" in stages and "sft" in stages:
+        sources = [Source(source.path, source.weight) for source in recipe.sft.sources]
+        load_conversations(sources, recipe.sft.held_out, recipe.sft.system)
+    if all(stage in MODEL_STAGES for stage in stages):
+        return
+    if recipe.rules:
+        RuleScorer(recipe.rules)
+    if next(iter(read_items(recipe.data.prompts)), None) is None:
+        raise DataError(f"data.prompts={recipe.data.prompts!r} holds no prompt.", limit="At least 1 is needed.")
 
 
 def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:

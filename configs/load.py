@@ -65,9 +65,21 @@ def absolute(recipe: Recipe) -> Recipe:
     sources = (prompts,) if isinstance(prompts, str) else prompts
     found = tuple(_absolute(source) for source in sources)
     text, mirror = recipe.evaluate.text, recipe.checkpoints.mirror
+    pretrain, sft = recipe.pretrain, recipe.sft
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
+            "pretrain": pretrain.model_copy(
+                update={
+                    "sources": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in pretrain.sources),
+                    "tokenizer": pretrain.tokenizer and _absolute(pretrain.tokenizer),
+                    "cache": pretrain.cache and _absolute(pretrain.cache),
+                }
+            ),
+            "sft": sft.model_copy(
+                update={"sources": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in sft.sources)}
+            ),
+            "adapter_from": recipe.adapter_from and _absolute(recipe.adapter_from),
             "data": recipe.data.model_copy(update={"prompts": found[0] if isinstance(prompts, str) else found}),
             "evaluate": recipe.evaluate.model_copy(update={"text": text and _absolute(text)}),
             "checkpoints": recipe.checkpoints.model_copy(update={"mirror": mirror and _absolute(mirror)}),
@@ -77,7 +89,7 @@ def absolute(recipe: Recipe) -> Recipe:
 
 def _absolute(path: str) -> str:
     """The path as it is seen from the root; a URL or the name of a package's data as it is."""
-    return path if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) else os.path.abspath(path)
+    return path if not path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) else os.path.abspath(path)
 
 
 _ABSENT = object()

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Stage = Literal["sample", "rank", "reward", "ppo", "evaluate"]
-STAGES: tuple[Stage, ...] = ("sample", "rank", "reward", "ppo", "evaluate")
-Dtype = Literal["float32", "bfloat16"]
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from configs.model_stages import PretrainConfig, SFTConfig
+from configs.section import Dtype, Name, OptimizerConfig, Positive, Section, Share
 
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+Stage = Literal["pretrain", "sft", "sample", "rank", "reward", "ppo", "evaluate"]
+STAGES: tuple[Stage, ...] = ("pretrain", "sft", "sample", "rank", "reward", "ppo", "evaluate")
+MODEL_STAGES: tuple[Stage, ...] = STAGES[:2]  # they make the model that the others stand on
+GroupName = Literal["trainer", "policy", "critic", "reward", "reference", "generator"]
+ALIGNMENT: tuple[Stage, ...] = STAGES[2:]
 
 
 class ModelConfig(Section):
-    """The base: a folder in Hugging Face layout."""
+    """The base: a folder in Hugging Face layout, or what the stage `pretrain` makes."""
 
-    path: str
+    path: str = ""
     dtype: Dtype = "bfloat16"
 
 
@@ -35,19 +31,6 @@ class LoraConfig(Section):
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-
-
-class OptimizerConfig(Section):
-    """AdamW, with a linear warm-up and then a constant rate or, where the number of steps is known, a cosine."""
-
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    min_lr_share: Share = 0.1  # of lr, where a cosine ends
 
 
 class LearnerConfig(Section):
@@ -62,7 +45,7 @@ class LearnerConfig(Section):
 class DataConfig(Section):
     """Prompts, split once by hash into train and held-out."""
 
-    prompts: str | tuple[str, ...]  # JSONL or Parquet files (globs allowed), or "chatterbot:coding,trivia"
+    prompts: str | tuple[str, ...] = ()  # JSONL or Parquet files (globs allowed), or "chatterbot:coding,trivia"
     system: str | None = None  # a system message put before each prompt that has none
     held_out: Share = 0.2
     limit: Positive | None = None  # use at most so many prompts
@@ -105,7 +88,7 @@ class RuleConfig(Section):
 
     name: str
     weight: float = 1.0
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 class SampleConfig(Section):
@@ -255,11 +238,12 @@ class ClusterConfig(Section):
     address: str | None = None  # None: a Ray of our own, on this machine
     placement: Literal["shared", "separate"] = "shared"
     gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    workers: dict[Literal["trainer", "policy", "critic", "reward", "reference", "generator"], Positive] = {}
+    workers: dict[GroupName, Positive] = Field(default_factory=dict[GroupName, int])
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.25  # what Ray counts
     threads: Positive | None = None  # what torch uses, per worker; None: the cores of the machine
     wait_s: Positive = 300  # for resources and for an actor to start
     call_s: Positive = 3600  # for one call
+    max_failures: Annotated[int, Field(ge=0)] = 3  # how often dead workers of pretrain and sft are started again
 
 
 class TrackerConfig(Section):
@@ -272,20 +256,24 @@ class TrackerConfig(Section):
 
 
 class Recipe(Section):
-    """One run, from prompts to a judged policy."""
+    """One run, from raw text or a model on the disk to a judged policy."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     runs: str = "runs"  # the folder of run folders
-    stages: tuple[Stage, ...] = STAGES
-    model: ModelConfig
-    data: DataConfig
+    stages: tuple[Stage, ...] = ALIGNMENT
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     lora: LoraConfig = LoraConfig()
+    adapter: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None  # that sft and ppo train
+    adapter_from: str | None = None  # a PEFT folder that it starts from
     learner: LearnerConfig = LearnerConfig()
     generator: GeneratorConfig = GeneratorConfig()
     rules: tuple[RuleConfig, ...] = ()
     on_bad_score: Literal["stop", "retry", "drop"] = "stop"  # a rule that raises, a score that is not finite
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
     sample: SampleConfig = SampleConfig()
     rank: RankConfig = RankConfig()
     reward: RewardConfig = RewardConfig()
@@ -305,6 +293,35 @@ class Recipe(Section):
             or ("evaluate" in stages and self.evaluate.judge == "reward")
         )
 
+    def _missing(self) -> Iterator[str]:
+        """What the recipe's own stages lack, in words."""
+        makes_model = "pretrain" in self.stages and self.pretrain.sizes is not None
+        if not self.model.path and not makes_model:
+            yield (
+                "model.path is missing: name a folder in Hugging Face layout, or let the stage `pretrain` make a model "
+                "from pretrain.sizes"
+            )
+        if self.model.path and makes_model:
+            yield (
+                f"model.path={self.model.path} and pretrain.sizes are two models to start from: leave out model.path "
+                "to train from nothing, or pretrain.sizes to go on with that model"
+            )
+        if "pretrain" in self.stages and not self.pretrain.sources:
+            yield "pretrain.sources is missing: name files of raw text, such as `- path: corpus/*.jsonl`"
+        if "sft" in self.stages and not self.sft.sources:
+            yield "sft.sources is missing: name files of conversations, such as `- path: pairs.jsonl`"
+        if self.data.prompts in ((), "") and any(stage in self.stages for stage in ALIGNMENT):
+            yield 'data.prompts is missing: name a file of prompts, one row {"prompt": ...} a line'
+        if self.pretrain.sizes and self.pretrain.row_tokens > self.pretrain.sizes.context_tokens:
+            yield (
+                f"pretrain.row_tokens={self.pretrain.row_tokens} is more than pretrain.sizes.context_tokens="
+                f"{self.pretrain.sizes.context_tokens}"
+            )
+        if self.adapter and self.sft.train == "full" and "sft" in self.stages:
+            yield f"adapter={self.adapter} with sft.train=full: a named adapter is LoRA; set sft.train=lora"
+        if self.adapter in ("base", "sft", "policy", "reward", "critic", "reference"):
+            yield f"adapter={self.adapter}: that name is taken for a model of the run; choose another"
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         wants_rules = [
@@ -318,6 +335,8 @@ class Recipe(Section):
         ]
         if wants_rules and not self.rules:
             raise ValueError(f"{', '.join(wants_rules)}: rules, but the recipe lists no rules; add a `rules:` section")
+        if problems := list(self._missing()):
+            raise ValueError("; ".join(problems))
         if self.cluster.placement == "shared" and self.learner.zero_stage == 3:
             raise ValueError(
                 "learner.zero_stage=3 with cluster.placement=shared: roles that share a base use ZeRO 0 to 2; "

@@ -34,7 +34,7 @@ class ChatTokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(str(model_path))
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
-                f"model.path={model_path} has no tokenizer that can be loaded: {_first_line(error)}.",
+                f"model.path={model_path} has no tokenizer that can be loaded: {first_line(error)}.",
                 remedy="Give a folder in Hugging Face layout; `tenfold import-model SOURCE DEST` makes one.",
             ) from error
         if not self._tokenizer.chat_template:
@@ -53,7 +53,7 @@ class ChatTokenizer:
         Raises ModelError where the template refuses the messages, or silently leaves the system message or the last
         message out.
         """
-        text = self._render(messages, generation_prompt=True)
+        text = self.render(messages, generation_prompt=True)
         for message in (*(m for m in messages if m.role == "system"), messages[-1]):
             if message.content.strip() not in text:
                 raise ModelError(
@@ -61,7 +61,7 @@ class ChatTokenizer:
                     f"{_shorten(message.content)!r}.",
                     remedy=_remedy(messages),
                 )
-        return Prompt(prompt_id(messages), tuple(messages), self._encode_rendered(text), dict(extra or {}))
+        return Prompt(prompt_id(messages), tuple(messages), self.encode_rendered(text), dict(extra or {}))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens that the tokenizer puts around any text."""
@@ -71,18 +71,20 @@ class ChatTokenizer:
         """The text of token ids, special tokens left out."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
-    def _render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        """What the chat template writes of these messages. Raises ModelError where it fails."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
         except Exception as error:  # a template is a program of its own: it may raise anything
             roles = ", ".join(message.role for message in messages)
             raise ModelError(
-                f"The chat template of {self._path} fails on messages of the roles {roles}: {_first_line(error)}.",
+                f"The chat template of {self._path} fails on messages of the roles {roles}: {first_line(error)}.",
                 remedy=_remedy(messages),
             ) from error
 
-    def _encode_rendered(self, text: str) -> tuple[int, ...]:
+    def encode_rendered(self, text: str) -> tuple[int, ...]:
+        """Token ids of what the template wrote, one BOS at most."""
         # The template decides on BOS, as in transformers' own apply_chat_template: the tokenizer adds none.
         ids = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         while self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]:
@@ -91,14 +93,14 @@ class ChatTokenizer:
 
     def _find_eos_ids(self) -> frozenset[int]:
         """What ends an answer, by generation_config.json, the tokenizer, and the template's end of a turn."""
-        named = _read_json(self._path / "generation_config.json").get("eos_token_id")
+        named = read_json(self._path / "generation_config.json").get("eos_token_id")
         found: set[int] = {named} if isinstance(named, int) else set(named or ())
         if self._tokenizer.eos_token_id is not None:
             found.add(self._tokenizer.eos_token_id)
         turns = [Message("user", "x"), Message("assistant", _PROBE)]
-        _, _, tail = self._render(turns, generation_prompt=False).rpartition(_PROBE)
-        ids = self._encode_rendered(tail)
-        if ids and ids[0] in self._special_ids() and ids[0] != self.bos_id:
+        _, _, tail = self.render(turns, generation_prompt=False).rpartition(_PROBE)
+        ids = self.encode_rendered(tail)
+        if ids and ids[0] in self.special_ids() and ids[0] != self.bos_id:
             found.add(ids[0])
         if not found:
             raise ModelError(
@@ -107,13 +109,14 @@ class ChatTokenizer:
             )
         return frozenset(found)
 
-    def _special_ids(self) -> set[int]:
+    def special_ids(self) -> set[int]:
+        """Tokens that no plain text gives."""
         added = self._tokenizer.added_tokens_decoder
         return set(self._tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
 
     def _find_context(self) -> int | None:
         """The longest sequence in tokens that the base was made for; None where its config does not say."""
-        config = _read_json(self._path / "config.json")
+        config = read_json(self._path / "config.json")
         for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
             if isinstance(value := config.get(key), int):
                 return value
@@ -138,7 +141,8 @@ def check_lengths(max_prompt_tokens: int, max_answer_tokens: int, chat: ChatToke
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none. Raises ModelError for one that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -153,7 +157,8 @@ def _remedy(messages: Sequence[Message]) -> str:
     return "Let user and assistant take turns, user first and last, or take a model whose template allows this."
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in a line without its full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 

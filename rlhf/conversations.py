@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlhf.chat import prompt_id
-from rlhf.data import _by_hash
+from rlhf.data import by_hash
 from rlhf.errors import DataError
 from rlhf.files import jsonl_rows, matching_files, parquet_rows, reason_of
 from rlhf.formats import FORMATS, Conversation, read_row
@@ -62,7 +62,7 @@ def load_conversations(sources: Sequence[Source], held_out: float, system: str |
     epoch = [(id_, copy) for id_, (_, weight) in found.items() for copy in range(_copies(id_, weight))]
     if not epoch:
         raise _empty(sources, f"hold {len(found)} conversations, and their weights choose none of them")
-    place = _by_hash("order")
+    place = by_hash("order")
     epoch.sort(key=lambda entry: place(f"{entry[0]}|{entry[1]}"))
     prompts = {id_: prompt_id(found[id_][0].prompt) for id_, _ in epoch}
     apart = _held_out(set(prompts.values()), held_out)
@@ -137,14 +137,14 @@ def _with_system(conversation: Conversation, system: str | None) -> Conversation
 def _copies(id_: str, weight: float) -> int:
     """How often an epoch holds the conversation: the whole part of the weight, and the rest by the hash."""
     whole = math.floor(weight)
-    return whole + (_by_hash("weight")(id_) < _bound(weight - whole))
+    return whole + (by_hash("weight")(id_) < _bound(weight - whole))
 
 
 def _held_out(prompts: Collection[str], share: float) -> set[str]:
     """Those of the prompts' ids that are held out, as `rlhf.data` chooses them."""
     if share == 0 or len(prompts) < 2:
         return set()
-    place = _by_hash("split")
+    place = by_hash("split")
     below = sum(place(id_) < _bound(share) for id_ in prompts)
     return set(sorted(prompts, key=place)[: min(max(1, below), len(prompts) - 1)])
 

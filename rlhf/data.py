@@ -48,7 +48,7 @@ def load_prompts(config: DataConfig, chat: ChatTokenizer) -> Prompts:
             limit="At least 1 is needed.",
             remedy='Give a file with a row such as {"prompt": "Why is the sky blue?"}.',
         )
-    kept = sorted(found, key=_by_hash("limit"))[: config.limit]
+    kept = sorted(found, key=by_hash("limit"))[: config.limit]
     prompts = [_prompt(*found[id_], chat) for id_ in kept]
     _check_length(prompts, config.max_prompt_tokens)
     train, held_out = _split(prompts, config.held_out)
@@ -180,7 +180,7 @@ def _split(prompts: Sequence[Prompt], share: float) -> tuple[tuple[Prompt, ...],
     """(train, held-out) by the share of all hashes that lies below a prompt's own."""
     if share == 0 or len(prompts) < 2:
         return tuple(prompts), ()
-    place = _by_hash("split")
+    place = by_hash("split")
     ordered = sorted(prompts, key=lambda prompt: place(prompt.id))
     bound = f"{int(share * 2**64):016x}" if share < 1 else "g"  # above every hex digit
     num = min(max(1, sum(place(prompt.id) < bound for prompt in prompts)), len(prompts) - 1)
@@ -188,6 +188,7 @@ def _split(prompts: Sequence[Prompt], share: float) -> tuple[tuple[Prompt, ...],
     return tuple(p for p in prompts if p.id not in held_out), tuple(p for p in prompts if p.id in held_out)
 
 
-def _by_hash(what: str) -> Callable[[str], str]:
+def by_hash(what: str) -> Callable[[str], str]:
+    """A key to sort ids by, the same in every run: 64 hex digits that hang on the id and on what it is used for."""
     # Each use has a hash of its own: were they one, a limit would keep the prompts of one side.
     return lambda id_: hashlib.sha256(f"{what}|{id_}".encode()).hexdigest()

@@ -91,6 +91,30 @@ def write_folder(path: Path, files: Mapping[str, bytes | Tensors], **about: obje
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, to be filled; it takes the place of `path` when the block ends well, else it vanishes."""
+    temporary, old = path.with_name(f"{TMP}{path.name}"), path.with_name(f"{OLD}{path.name}")
+    with disk_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                file.chmod(0o644)  # safetensors makes its files private
+                _sync_file(file)
+            sync_folder(temporary)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            temporary.rename(path)
+            sync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a folder that `write_folder` wrote; None if every byte is as it was.
 

@@ -1,9 +1,12 @@
-"""What a base model is known by, wherever its folder lies."""
+"""What a base model or an adapter is known by, wherever its folder lies."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+
+from rlhf.adapters import CONFIG, WEIGHTS
+from rlhf.disk import file_hash
 
 SAMPLE_BYTES = (
     1 << 20
@@ -17,7 +20,7 @@ def fingerprint(folder: str | Path) -> str | None:
     """
     path = Path(folder)
     files = sorted(f for f in path.glob("*") if f.suffix in (".json", ".safetensors", ".jinja") and f.is_file())
-    if not files:
+    if not folder or not files:
         return None
     total = hashlib.sha256()
     for file in files:
@@ -28,6 +31,14 @@ def fingerprint(folder: str | Path) -> str | None:
                 stream.seek(start)
                 total.update(stream.read(SAMPLE_BYTES))
     return total.hexdigest()
+
+
+def adapter_fingerprint(folder: str | Path | None) -> str | None:
+    """A hash of settings and weights of an adapter in PEFT's layout; None where there is none."""
+    files = [Path(folder) / name for name in (CONFIG, WEIGHTS)] if folder else []
+    if not files or not all(file.is_file() for file in files):
+        return None
+    return hashlib.sha256("|".join(file_hash(file) for file in files).encode()).hexdigest()
 
 
 def _starts(size: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -44,19 +45,19 @@ def import_model(source: str, dest: Path, *, console: Console, dtype: Dtype | No
         return dest
     _check_dest(dest)
     where = _find(source)
-    with console.task(f"import {Path(source).name}") as task, _quiet_transformers():
+    with console.task(f"import {Path(source).name}") as task, quiet_transformers():
         task.advance(0, "reading the weights" if "gguf_file" not in where else "de-quantising the weights")
         model, tokenizer = _load(source, where, dtype)
         task.advance(0, "checking")
         _check(source, model, tokenizer)
-        _set_end_tokens(model, tokenizer)
+        set_end_tokens(model, tokenizer)
         if not tokenizer.chat_template:
             console.warn(
                 f"{source} has no chat template, so Tenfold cannot write prompts for it as they are. "
                 f"Put the one that it was trained with into {dest / 'chat_template.jinja'}."
             )
         task.advance(0, "writing")
-        with _writing(dest) as folder:
+        with writing(dest) as folder:
             model.save_pretrained(folder)
             _save_tokenizer(tokenizer, _surplus(model, tokenizer), folder)
     console.say(f"{dest}: {_size(model)} parameters, {str(model.dtype).removeprefix('torch.')}.")
@@ -192,7 +193,7 @@ def _save_tokenizer(tokenizer: Any, surplus: set[str], folder: Path) -> None:
         file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
-def _set_end_tokens(model: Any, tokenizer: Any) -> None:
+def set_end_tokens(model: Any, tokenizer: Any) -> None:
     """Makes generation end at each token that ends a text or a turn; a GGUF file names only one of them."""
     known = model.generation_config.eos_token_id
     ids = set(known if isinstance(known, list) else [known]) | {tokenizer.eos_token_id, _turn_end(tokenizer)}
@@ -218,7 +219,7 @@ def _turn_end(tokenizer: Any) -> int | None:
 
 
 @contextmanager
-def _writing(dest: Path) -> Iterator[Path]:
+def writing(dest: Path) -> Iterator[Path]:
     """A folder beside `dest` that takes its place when the block ends well, and vanishes otherwise."""
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +234,7 @@ def _writing(dest: Path) -> Iterator[Path]:
             sync_folder(dest.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{dest} cannot be written: {error}.",
             remedy="Name a folder on a disk that you may write to and that has room.",
@@ -241,7 +242,7 @@ def _writing(dest: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no warnings of transformers: the console tells how far the work is."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which else warns that it found none

@@ -9,28 +9,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from configs.errors import ConfigError
 from configs.load import absolute, difference, dump_recipe, load_recipe
 from configs.schema import Recipe
 from rlhf.disk import MANIFEST, check_format, to_json, write_file
 from rlhf.errors import StoreError
-from rlhf.fingerprint import fingerprint
+from rlhf.fingerprint import adapter_fingerprint, fingerprint
 
 FORMAT = 2
 BASE = "model.base"  # stands for the base itself among the differences
+START = "adapter_from"
 RECIPE, JOURNALS = "recipe.yaml", "journal"
 # Where a run is, how it is watched and how often it is saved: no result hangs on these keys, so they may differ when it
-# is opened again. (A base that was moved is known by its fingerprint.)
+# is opened again. (A base that was moved is known by its fingerprint, as is an adapter to start from.)
 MAY_DIFFER = (
     *("name", "runs", "model.path", "tracker.", "checkpoints.", "ppo.save_every", "reward.save_every"),
+    *("pretrain.save_every", "pretrain.cache", "sft.save_every"),
     *("cluster.address", "cluster.wait_s", "cluster.call_s"),
 )
 # How the work is cut up: results are the same but for their last bits, so that journaled steps stay of use.
 ONLY_BITS = ("cluster.", "learner.")
 # What all that a run holds is made of: another value is another run.
-NEVER = ("seed", "data.", "sampling.n", "lora.")
+NEVER = ("seed", "data.", "sampling.n", "lora.", "adapter", "pretrain.", "sft.")
 
 
 class Session(TypedDict):
@@ -51,6 +53,7 @@ class Manifest(TypedDict):
     tenfold: str  # the version that began the run
     created: str  # ISO 8601, UTC, to the microsecond: a mirror knows the run by it
     base: str | None  # fingerprint of the base
+    adapter: NotRequired[str | None]  # fingerprint of the adapter that `adapter_from` names
     stages: dict[str, dict[str, Any]]  # of the stages done: when, and their results
     checkpoints: dict[str, int]  # stage -> the step of the newest
     wandb_run_id: str | None
@@ -65,6 +68,7 @@ class Change:
     recipe: Recipe
     lines: tuple[str, ...]  # the differences that were accepted, `key: before -> now`
     base: str | None  # fingerprint
+    adapter: str | None = None  # fingerprint of the adapter to start from
 
     @property
     def spares_journals(self) -> bool:
@@ -93,12 +97,18 @@ def open_manifest(folder: Path, recipe: Recipe, accept: Sequence[str] = ()) -> t
     wanted = {key: line for key, line in lines.items() if not key.startswith(MAY_DIFFER)}
     if base is not None and now_is not in (None, base):
         wanted[BASE] = f"{BASE}: {base[:12]} -> {str(now_is)[:12]} ({recipe.model.path} holds another base)"
+    start, start_is = manifest.get("adapter"), adapter_fingerprint(recipe.adapter_from)
+    if start is not None and recipe.adapter_from:
+        wanted.pop(START, None)
+        if start_is not in (None, start):
+            wanted[START] = f"{START}: {start[:12]} -> {start_is[:12]} ({recipe.adapter_from} holds another adapter)"
+    start_is = (start_is or start) if recipe.adapter_from else None
     if not _is_empty(folder, manifest):
         _check(folder, wanted, accept)
-    if not lines and base == (now_is or base):
+    if not lines and base == (now_is or base) and start == start_is:
         return manifest, None
     kept = recipe.model_copy(update={"name": before.name, "runs": before.runs})  # the folder may have been renamed
-    return manifest, Change(absolute(kept), tuple(wanted.values()), now_is or base)
+    return manifest, Change(absolute(kept), tuple(wanted.values()), now_is or base, start_is)
 
 
 def take_change(folder: Path, manifest: Manifest, change: Change) -> None:
@@ -108,7 +118,7 @@ def take_change(folder: Path, manifest: Manifest, change: Change) -> None:
         for journal in (folder / JOURNALS).glob("*.jsonl"):
             write_file(journal, b"")
     write_file(folder / RECIPE, dump_recipe(change.recipe).encode())
-    manifest["base"] = change.base
+    manifest["base"], manifest["adapter"] = change.base, change.adapter
     if change.lines:
         manifest["accepted"].append({"when": now(), "differences": list(change.lines)})
     record(folder, manifest)
@@ -170,6 +180,7 @@ def _begin(folder: Path, recipe: Recipe) -> Manifest:
         tenfold=_version(),
         created=datetime.now(UTC).isoformat(),
         base=fingerprint(recipe.model.path),
+        adapter=adapter_fingerprint(recipe.adapter_from),
         stages={},
         checkpoints={},
         wandb_run_id=None,

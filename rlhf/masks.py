@@ -119,23 +119,23 @@ class _Marks:
 @lru_cache(maxsize=4)
 def _marks(chat: ChatTokenizer) -> _Marks:
     user, assistant = Message("user", _PROBE), Message("assistant", _PROBE)
-    _, _, opening = chat._render([user], generation_prompt=True).rpartition(_PROBE)
-    written = chat._encode_rendered(chat._render([user, assistant, user], generation_prompt=True))
+    _, _, opening = chat.render([user], generation_prompt=True).rpartition(_PROBE)
+    written = chat.encode_rendered(chat.render([user, assistant, user], generation_prompt=True))
     ends = tuple(filter(str.strip, (chat._tokenizer.decode([index]) for index in sorted(chat.eos_ids))))
-    return _Marks(opening, ends, chat.eos_ids | (chat._special_ids() & set(written)))
+    return _Marks(opening, ends, chat.eos_ids | (chat.special_ids() & set(written)))
 
 
 def _turn(messages: Sequence[Message], index: int, chat: ChatTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of what stands before the answer at `index`, and of the answer with its end token."""
-    prompt = chat._render(messages[:index], generation_prompt=True)
+    prompt = chat.render(messages[:index], generation_prompt=True)
     _check_nothing_left_out(messages[:index], prompt)
     written = _written(messages, index, prompt, chat)
-    before, whole = chat._encode_rendered(prompt), chat._encode_rendered(prompt + written)
+    before, whole = chat.encode_rendered(prompt), chat.encode_rendered(prompt + written)
     if whole[: len(before)] == before:
         answer = whole[len(before) :]
     else:
         # A token spans the boundary. A generator starts after the prompt's own tokens, so the answer does, too.
-        answer = chat._encode_rendered(written)
+        answer = chat.encode_rendered(written)
         decode = chat._tokenizer.decode
         if decode(list(before + answer)) != decode(list(whole)):
             raise ModelError(
@@ -178,13 +178,13 @@ def _written(messages: Sequence[Message], index: int, prompt: str, chat: ChatTok
     """The answer at `index` as the template writes it after the generation prompt, with its end token."""
     marks = _marks(chat)
     content = messages[index].content
-    as_last = chat._render(messages[: index + 1], generation_prompt=False)
+    as_last = chat.render(messages[: index + 1], generation_prompt=False)
     found = _find(as_last, prompt, content, marks)
     if found is None:
         # Some put an empty passage of reasoning before a last answer that has none, and before earlier ones nothing.
         # A prompt asks for no such passage, so that the way of earlier answers is the one to learn.
         follows = messages[index + 1] if index + 1 < len(messages) else Message("user", _PROBE)
-        earlier = chat._render([*messages[: index + 1], follows], generation_prompt=True)
+        earlier = chat.render([*messages[: index + 1], follows], generation_prompt=True)
         found = _find(earlier, prompt, content, marks)
     if found is None:
         seen = as_last.removeprefix(prompt) if as_last.startswith(prompt) else as_last[-60:]

@@ -40,7 +40,7 @@ class Documents(Protocol):
 class Batch:
     """One rank's share of a global batch of rows."""
 
-    micro_batches: tuple[MicroBatch, ...]  # one for each row of this rank; there may be none
+    micro_batches: tuple[MicroBatch, ...]  # of this rank; there may be none
     num_targets: int  # tokens that the rows of all ranks predict: what the loss is divided by
     num_parts: int  # documents and parts of documents in the rows of all ranks: what `answer` counts
 
@@ -68,8 +68,8 @@ class RowStream:
         """The epoch, from 0, that the next row begins in."""
         return self._epoch
 
-    def take(self, num_rows: int, *, rank: int = 0, world_size: int = 1) -> Batch:
-        """The next `num_rows` rows, of which the batch holds this rank's.
+    def take(self, num_rows: int, *, rank: int = 0, world_size: int = 1, rows_per_pass: int = 1) -> Batch:
+        """The next `num_rows` rows, of which the batch holds this rank's, so many in a micro-batch.
 
         Which rows they are does not depend on the number of ranks, nor do `answer` and the counts: ranks that take
         alike stay together. Each rank has consecutive rows, one more or less where they do not divide evenly.
@@ -77,12 +77,16 @@ class RowStream:
         mine = range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
         assert 0 <= rank < world_size
         made: list[MicroBatch] = []
+        held: list[Ids] = []  # the parts of the micro-batch under way
         num_parts = 0
         for number in range(num_rows):
             parts = self._next_row()
-            if number in mine:
-                made.append(_lay_out(parts, None, np.arange(num_parts, num_parts + len(parts))))
             num_parts += len(parts)
+            if number in mine:
+                held += parts
+                if number + 1 == mine.stop or (number + 1 - mine.start) % rows_per_pass == 0:
+                    made.append(_lay_out(held, None, np.arange(num_parts - len(held), num_parts)))
+                    held = []
         return Batch(tuple(made), num_rows * self._row_tokens - num_parts, num_parts)
 
     def state(self) -> dict[str, object]:

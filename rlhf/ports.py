@@ -38,10 +38,14 @@ class Policy(Stateful, Protocol):
 
 
 class Reference(Protocol):
-    """The frozen starting point that KL is measured against."""
+    """The frozen starting point that KL is measured against: the base, or the adapter that PPO continues."""
 
     def logprobs(self, groups: Sequence[AnswerGroup], temperature: float | None = None) -> torch.Tensor:
         """[N, T] nats, 0 at padding, at `temperature` (None: the sampling temperature of the recipe)."""
+        ...
+
+    def base_logprobs(self, groups: Sequence[AnswerGroup], temperature: float | None = None) -> torch.Tensor:
+        """The same of the base with every adapter off."""
         ...
 
 

@@ -45,7 +45,7 @@ class Answer:
     token_ids: tuple[int, ...]  # [T] cut after the first EOS, which is included
     logprobs: tuple[float, ...]  # [T] nats, of the distribution that was sampled from (temperature applied)
     ended: Ended  # "eos": it ended by itself; "length": it was cut
-    version: int  # of the adapter that wrote it; 0 is the starting point without an adapter
+    version: int  # of the adapter that wrote it; 0 is the starting point
     text: str  # decoded once, special tokens removed
 
 

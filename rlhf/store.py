@@ -251,6 +251,16 @@ class RunStore:
         to_json(dict(values))  # what JSON cannot hold is a mistake to be told here and now
         self._saver.start(write, lambda: self._commit(stage, step))
 
+    def open_checkpoints(self, stage: str) -> None:
+        """Ends what a dead process left half written; call it before others write checkpoints of this stage."""
+        self._checkpoints_of(stage)
+
+    def adopt_checkpoint(self, stage: str, step: int) -> None:
+        """Commits a checkpoint that the stage's own workers have written, whole, into this folder."""
+        self.settle()
+        self._metrics.sync()
+        self._commit(stage, step)
+
     def settle(self, *, wait: bool = True) -> float:
         """Seconds that writing took of a checkpoint that is committed now; 0 if there was none to commit.
 

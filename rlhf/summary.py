@@ -2,6 +2,9 @@
 
 It is made from the results that the stages left in the run store. Any of these keys may be missing:
 
+    pretrain  num_steps, num_documents, num_corpus_tokens, first_bits_per_byte, bits_per_byte,
+              samples ([[given, written]])
+    sft       num_steps, num_texts, num_dropped, first_held_out_loss, held_out_loss, samples, result (name of the model)
     sample    num_prompts, num_answers, num_tokens, tokens_per_s, mean_length, ended_ratio
     rank      judge, num_groups, num_tied_groups
     reward    accuracy, accuracy_low, accuracy_high, tau, num_train, num_held_out, gain, bias
@@ -48,6 +51,7 @@ def page(name: str, results: Mapping[str, Results], places: Places, next_steps: 
         _stages(results),
         *_before_after(results.get("evaluate", {})),
         *_examples(results.get("evaluate", {})),
+        *_written(results),
         *_underneath(results),
         _places(places),
     ]
@@ -61,11 +65,37 @@ def _stages(results: Mapping[str, Results]) -> RenderableType:
     table.add_column("stage", no_wrap=True)
     table.add_column("what it did")
     table.add_column("time", justify="right", no_wrap=True)
-    sentences = {"sample": _sample, "rank": _rank, "reward": _reward, "ppo": _ppo, "evaluate": _evaluate}
+    sentences = {
+        "pretrain": _pretrain,
+        "sft": _sft,
+        "sample": _sample,
+        "rank": _rank,
+        "reward": _reward,
+        "ppo": _ppo,
+        "evaluate": _evaluate,
+    }
     for stage, found in results.items():
         sentence = sentences[stage](found) if stage in sentences and found else "It left no figures."
         table.add_row(Text(stage, style="bold"), Text(sentence), _value(found, "time_s", duration))
     return Padding(table, (1, 0, 0, 0))
+
+
+def _pretrain(found: Results) -> str:
+    return (
+        f"A model learned to continue {_value(found, 'num_documents', _count)} documents, "
+        f"{_value(found, 'num_corpus_tokens', _count)} tokens, in {_value(found, 'num_steps', _count)} steps. Held-out "
+        f"bits per byte: {_value(found, 'first_bits_per_byte', _fine)} at the first look, "
+        f"{_value(found, 'bits_per_byte', _fine)} at the end."
+    )
+
+
+def _sft(found: Results) -> str:
+    return (
+        f"The model learned to answer from {_value(found, 'num_texts', _count)} conversations in "
+        f"{_value(found, 'num_steps', _count)} steps. Held-out loss, nats a token: "
+        f"{_value(found, 'first_held_out_loss', _fine)} at the first look, "
+        f"{_value(found, 'held_out_loss', _fine)} at the end."
+    )
 
 
 def _sample(found: Results) -> str:
@@ -181,6 +211,20 @@ def _examples(found: Results) -> Iterator[RenderableType]:
             )
 
 
+def _written(results: Mapping[str, Results]) -> Iterator[RenderableType]:
+    """What the models wrote at the end of the stages that made them, where nothing later is shown."""
+    if "evaluate" in results:
+        return
+    for stage in ("pretrain", "sft"):
+        samples = cast(Sequence[Sequence[str]], results.get(stage, {}).get("samples") or ())
+        if samples:
+            yield _title(f"Written at the end of {stage}")
+        for given, written in samples:
+            example = {"given": given, "written": written}
+            yield Text(f"\n  given   {_clipped(example, 'given')}", style="bold")
+            yield Padding(Text(f"written {_clipped(example, 'written')}"), (0, 0, 0, 2))
+
+
 def _underneath(results: Mapping[str, Results]) -> Iterator[RenderableType]:
     ppo = results.get("ppo", {})
     lines: list[str] = []
@@ -262,6 +306,10 @@ def _rounded(number: float) -> str:
 
 def _signed(number: float) -> str:
     return f"{number:+.2f}"
+
+
+def _fine(number: float) -> str:
+    return f"{number:.4f}"
 
 
 def _small(number: float) -> str:

@@ -17,24 +17,36 @@ NOISE = 0.05  # nats between trainer and engine in bfloat16, where no reference 
 
 
 def sync(
-    policy: Policy, generator: Generator, reference: Reference | None = None, canary: Sequence[int] = CANARY
+    policy: Policy,
+    generator: Generator,
+    reference: Reference | None = None,
+    canary: Sequence[int] = CANARY,
+    *,
+    continues: bool = False,
 ) -> dict[str, float]:
     """`sync/*` metrics, once the generator holds the policy's adapter as it is now.
 
     The generator proves by checksum that it holds the tensors. In addition the canary (fixed tokens, best a real
     prompt's) tells whether it uses them: as soon as the adapter moves the trainer's logprobs by more than trainer and
     engine differ anyway, the engine's must be nearer to them with the adapter than without. `reference` measures that
-    difference; without one it is taken to be `NOISE`.
+    difference; without one it is taken to be `NOISE`. Where PPO continues an adapter (`continues`), the reference is
+    that adapter, and once the policy has left it by as much, the engine must be nearer to the policy than to the start.
 
     Raises SyncError.
     """
     adapter = policy.adapter()
     metrics = generator.load_adapter(adapter)
-    return metrics | check_canary(policy, generator, reference, canary, adapter.version)
+    return metrics | check_canary(policy, generator, reference, canary, adapter.version, continues=continues)
 
 
 def check_canary(
-    policy: Policy, generator: Generator, reference: Reference | None, canary: Sequence[int], version: int
+    policy: Policy,
+    generator: Generator,
+    reference: Reference | None,
+    canary: Sequence[int],
+    version: int,
+    *,
+    continues: bool = False,
 ) -> dict[str, float]:
     """`sync/canary_*`: mean gap to the trainer in nats with and without the adapter, and whether it was a proof."""
     assert len(canary) > 1, "a canary needs a token to predict"
@@ -46,7 +58,8 @@ def check_canary(
     if reference is None:
         moved, noise = gap_without, NOISE
     else:
-        base = reference.logprobs([group], temperature=1.0)[0]
+        of_base = reference.base_logprobs if continues else reference.logprobs
+        base = of_base([group], temperature=1.0)[0]
         moved, noise = _gap(ours, base), _gap(without, base)
     if not all(math.isfinite(gap) for gap in (gap_with, gap_without, moved, noise)):
         raise SyncError(
@@ -62,6 +75,16 @@ def check_canary(
             limit=f"With the adapter they must be nearer, since it moves the policy by {moved:.4g} nats.",
             remedy="Start the run again; if it comes back, check that lora.targets are layers that the engine adapts.",
         )
+    if continues and reference is not None:
+        start = reference.logprobs([group], temperature=1.0)[0]
+        left, gap_start = _gap(ours, start), _gap(with_adapter, start)
+        if left > CLEAR * noise and not gap_with < gap_start:
+            raise SyncError(
+                f"The generator stayed at the adapter that PPO began with, at version {version}: on the canary its "
+                f"logprobs are {gap_with:.4g} nats from the policy's and {gap_start:.4g} from that adapter's.",
+                limit=f"They must be nearer to the policy's, which has moved by {left:.4g} nats since.",
+                remedy="Start the run again: the adapter is sent again.",
+            )
     return {
         "sync/canary_gap": gap_with,
         "sync/canary_gap_without": gap_without,

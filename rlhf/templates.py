@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
-from rlhf.chat import ChatTokenizer, _first_line, _read_json
+from rlhf.chat import ChatTokenizer, first_line, read_json
 from rlhf.disk import to_json, write_file
 from rlhf.errors import ModelError
 
@@ -42,6 +42,15 @@ TEMPLATES: Mapping[str, Template] = {
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         "<|eot_id|>",
+    ),
+    # For a tokenizer that `pretrain` trained: it has these tokens already, and the model learns them in full alignment.
+    "roles": Template(
+        "{% for message in messages %}"
+        "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+        ("<|system|>", "<|user|>", "<|assistant|>"),
     ),
     # No token is added, so that no embedding starts untrained: for LoRA on a base whose embeddings stay frozen.
     "plain": Template(
@@ -124,7 +133,7 @@ def write_template(base: Path, name: str, dest: Path) -> Given:
         tokenizer = AutoTokenizer.from_pretrained(str(base))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{base} has no tokenizer that can be loaded: {_first_line(error)}.",
+            f"{base} has no tokenizer that can be loaded: {first_line(error)}.",
             remedy="Give a folder in Hugging Face layout; `tenfold import-model SOURCE DEST` makes one.",
         ) from error
     end_of_text = tokenizer.eos_token_id
@@ -132,7 +141,7 @@ def write_template(base: Path, name: str, dest: Path) -> Given:
     dest.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(dest))
     shutil.copyfile(base / "config.json", dest / "config.json")
-    generation = _read_json(base / "generation_config.json")
+    generation = read_json(base / "generation_config.json")
     known = generation.get("eos_token_id")
     ends = {known} if isinstance(known, int) else set(known or ())
     generation["eos_token_id"] = sorted((ends | {end_of_text, tokenizer.eos_token_id}) - {None})
@@ -157,7 +166,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) ->
 
 
 def _num_embeddings(folder: Path) -> int:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         if isinstance(size := part.get("vocab_size"), int):

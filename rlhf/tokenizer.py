@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -23,6 +23,9 @@ MIN_FREQUENCY = 2  # a pair that is seen once is not worth a token
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The same, but each Chinese character is a piece of its own: for verse, whose form counts them.
+HAN = r"\p{Han}|" + WORDS.replace(r"\p{L}+", r"[\p{L}&&[^\p{Han}]]+")
+SPLITS = {"words": WORDS, "characters": HAN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,17 @@ class Frame:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, special: SpecialTokens | None = None
+    texts: Iterable[str],
+    vocab_size: int,
+    special: SpecialTokens | None = None,
+    *,
+    merges: Literal["words", "characters"] = "words",
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE (Sennrich et al. 2016; over bytes as in Radford et al. 2019) of at most `vocab_size` tokens.
 
     Every text of any language comes back as it was. The same texts give the same tokenizer. It has fewer tokens where
-    the texts hold too few pairs that are seen twice. It puts BOS before plain text.
+    the texts hold too few pairs that are seen twice. It puts BOS before plain text. Under `merges="characters"` no
+    token spans two Chinese characters, or one and a mark.
 
     Raises RecipeError for a vocabulary that is too small for all bytes and special tokens, and for equal or empty
     special tokens.
@@ -64,7 +72,7 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLITS[merges]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -156,11 +156,17 @@ class TableGenerator:
 
 
 class TableReference:
-    """The policy's starting point."""
+    """The policy's starting point: the base, or the logits of an adapter that is continued."""
+
+    def __init__(self, logits: torch.Tensor | None = None) -> None:
+        self.logits = torch.zeros(VOCABULARY) if logits is None else logits
 
     def logprobs(self, groups: Sequence[AnswerGroup], temperature: float | None = None) -> torch.Tensor:
-        logprobs = torch.zeros(VOCABULARY).log_softmax(0)
+        logprobs = self.logits.log_softmax(0)
         return padded([logprobs[list(answer.token_ids)] for answer in flat(groups)])
+
+    def base_logprobs(self, groups: Sequence[AnswerGroup], temperature: float | None = None) -> torch.Tensor:
+        return TableReference().logprobs(groups)
 
 
 class CountingReward:

@@ -37,6 +37,11 @@ class Context:
         return state
 
     @property
+    def continues(self) -> bool:
+        """Whether PPO goes on with an adapter, which then is its reference, instead of starting from the base."""
+        return self.recipe.adapter_from is not None
+
+    @property
     def sampling(self) -> Sampling:
         """How training answers are drawn."""
         drawn = self.recipe.sampling

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rlhf.adapters import starting_adapter
 from rlhf.checksum import checksum
 from rlhf.errors import DataError, StoreError
 from rlhf.judges import checked_scores, make_scorer
@@ -49,7 +50,8 @@ def run(context: Context) -> dict[str, object]:
     prompts = held_out(context, config.num_prompts)
     scorer = make_scorer(config.judge, context.recipe, team)
     adapter = team.policy.adapter()
-    before = side(context, "before", starting_point(adapter), prompts, scorer, has_reward)
+    start = starting_adapter(context.recipe) or starting_point(adapter)
+    before = side(context, "before", start, prompts, scorer, has_reward)
     after = side(context, "after", adapter, prompts, scorer, has_reward)
     wins = torch.stack([win_rate(b, a) for b, a in zip(before.scores, after.scores, strict=True)])
     low, high = bootstrap_interval(wins, num=config.bootstrap, seed=context.recipe.seed)
@@ -149,7 +151,7 @@ def held_out(context: Context, num: int) -> Sequence[Prompt]:
 
 
 def starting_point(adapter: Adapter) -> Adapter:
-    """The same adapter before its first step: version 0, every `lora_B` zero."""
+    """An adapter that was begun on the base, before its first step: version 0, every `lora_B` zero."""
     tensors = {name: torch.zeros_like(t) if "lora_B" in name else t for name, t in adapter.tensors.items()}
     return dataclasses.replace(adapter, version=0, tensors=tensors, checksum=checksum(tensors))
 

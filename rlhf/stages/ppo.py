@@ -42,7 +42,9 @@ def run(context: Context) -> dict[str, object]:
             phase = Phases(task, store.events, "ppo", step)
             with phase("sync"):
                 # Also at the first step of a resume, which so is no special case.
-                metrics = sync(team.policy, team.generator, reference(context), canary(context))
+                metrics = sync(
+                    team.policy, team.generator, reference(context), canary(context), continues=context.continues
+                )
             if config.evaluate_every and step % config.evaluate_every == 0:
                 with phase("evaluate"):
                     metrics |= in_loop.measure(step)

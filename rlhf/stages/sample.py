@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from rlhf.adapters import starting_adapter
 from rlhf.records import AnswerGroup, Prompt
 from rlhf.seeds import request_seed
 from rlhf.stages.context import Context
@@ -22,7 +23,10 @@ def run(context: Context) -> dict[str, object]:
         context.console.say(f"sample: {len(wanted) - len(missing)} of {len(wanted)} prompts are answered already")
     began, num_tokens = time.perf_counter(), 0
     if missing:
+        start = starting_adapter(context.recipe)
         generator = context.team.generator
+        if start is not None:
+            generator.load_adapter(start)
         began = time.perf_counter()
         with context.console.task("sample", total=len(missing), unit="prompts") as task:
             for number, batch in enumerate(_batches(wanted, config.prompts_per_request)):

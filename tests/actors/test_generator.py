@@ -6,18 +6,24 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from actors.base import Base
 from actors.generator import Generator, cut
+from actors.reference import Reference
 from configs.schema import GeneratorConfig
+from rlhf.adapters import starting_adapter, write_adapter
 from rlhf.chat import ChatTokenizer
 from rlhf.checksum import checksum
 from rlhf.errors import DataError, RecipeError, SyncError
+from rlhf.ports import Policy
 from rlhf.records import Adapter, AnswerGroup, Message, Prompt, Sampling
+from rlhf.sync import check_canary
 from tests.actors.reference import LORA, largest_gap, make_adapter, merged
+from tests.recipes import tiny_recipe
 
 pytestmark = pytest.mark.vllm
 
@@ -176,6 +182,27 @@ def test_the_start_is_the_base_and_an_adapter_that_is_continued_is_not(
     assert largest_gap(merged(tiny_model, 1), groups, TEN.temperature) < TOLERANCE
     generator.load_adapter(start)
     assert generator.answer(prompts, TEN, seeds=[5, 50]) == base
+
+
+def test_an_adapter_that_ppo_continues_answers_as_the_reference_says(
+    generator: Generator, tiny_model: Path, first: Adapter, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "law", first)
+    changes = {"lora": LORA.model_dump(), "sampling": {"temperature": TEN.temperature}}
+    recipe = tiny_recipe(tiny_model, tmp_path, adapter_from=str(tmp_path / "law"), **changes)
+    start = starting_adapter(recipe)
+    assert start is not None and start.version == 0
+    generator.load_adapter(start)
+    groups = generator.answer(prompts, TEN, seeds=[5, 50])
+    reference = Reference(Base(recipe.model, recipe.lora, seed=0), recipe)
+    rows = [torch.tensor(answer.logprobs) for group in groups for answer in group.answers]
+    sampled = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    assert float((reference.logprobs(groups) - sampled).abs().max()) < TOLERANCE
+    assert float((reference.base_logprobs(groups) - sampled).abs().max()) > 0.1
+    # At its first step the policy speaks as the reference does, and the canary proves that the engine does as well.
+    canary = prompts[0].token_ids[:32]
+    found = check_canary(cast(Policy, reference), generator, reference, canary, start.version, continues=True)
+    assert found["sync/canary_checked"] == 1.0 and found["sync/canary_gap"] < TOLERANCE
 
 
 @pytest.mark.parametrize("skipped", ["sync", "activation", "slot"])

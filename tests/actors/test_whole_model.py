@@ -34,7 +34,14 @@ def test_an_update_of_all_parameters_is_that_of_plain_torch(
 ):
     groups = make_groups()
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    adamw = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=EPS, weight_decay=0.1)
+    matrices = [parameter for parameter in plain.parameters() if parameter.dim() > 1]
+    norms = [parameter for parameter in plain.parameters() if parameter.dim() == 1]
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}],
+        lr=1e-3,
+        betas=(0.9, 0.95),
+        eps=EPS,
+    )
     total = torch.zeros(())
     flat = [(group.prompt.token_ids, answer.token_ids) for group in groups for answer in group.answers]
     for index, (prompt, answer) in enumerate(flat):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import cluster.preview
 from cluster.cli import app
-from configs.load import dump_recipe
+from configs.load import dump_recipe, load_recipe
 from rlhf.store import RunStore
 from tests.recipes import tiny_recipe
 
@@ -48,6 +48,7 @@ def test_help_names_every_command_and_is_quick() -> None:
         "ppo",
         "evaluate",
         "show",
+        "export",
         "resume",
         "runs",
         "chaos",
@@ -90,6 +91,19 @@ def test_gpu_recipes_are_planned_on_a_machine_without_their_model_data_and_gpus(
     assert page.exit_code == 0
     assert "Missing on this machine" in page.output
     assert "nothing was started" in page.output
+
+
+def test_the_recipe_of_gpt2s_size_is_ten_billion_tokens_in_whole_passes_on_eight_gpus_or_one() -> None:
+    recipe = load_recipe(RECIPES / "gpt2_124m.yaml")
+    pretrain, workers = recipe.pretrain, recipe.cluster.workers["trainer"]
+    assert pretrain.batch_rows * pretrain.row_tokens == 524_288
+    assert (pretrain.num_steps or 0) * 524_288 == 10_000_269_312
+    assert workers == recipe.cluster.gpus == 8
+    assert 524_288 % (workers * recipe.learner.micro_batch_tokens) == 0
+    one = ["cluster.gpus=1", "cluster.workers.trainer=1", "pretrain.save_every=250"]  # as the recipe's comment says
+    alone = load_recipe(RECIPES / "gpt2_124m.yaml", one)
+    assert alone.pretrain.model_copy(update={"save_every": pretrain.save_every}) == pretrain
+    assert (alone.cluster.gpus, alone.cluster.workers) == (1, {"trainer": 1})
 
 
 def test_a_dry_run_counts_prompts_and_answers_and_marks_what_is_done(recipe_file: Path, tmp_path: Path) -> None:

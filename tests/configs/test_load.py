@@ -85,8 +85,8 @@ def test_contradictory_keys_are_told_in_the_words_of_the_schema(recipe_file: Pat
 
 def test_a_missing_key_is_named(recipe_file: Path):
     message = refusal(recipe_file, text="name: a\ndata: {}\nrules: [{name: short}]\n")
-    assert "model: is missing" in message
-    assert "data.prompts: is missing" in message
+    assert "model.path is missing" in message
+    assert "data.prompts is missing" in message
 
 
 def test_a_wrong_type_is_told_with_key_and_value(recipe_file: Path):

@@ -242,3 +242,18 @@ def test_packing_keeps_up_with_training():
     start = process_time()
     rows.take(200)
     assert 200 * 1024 / (process_time() - start) > 100_000
+
+
+def test_several_rows_in_a_pass_are_the_rows_one_behind_the_other():
+    documents = drawn([5] * 8)
+    apart = stream(documents, row_tokens=4).take(6)
+    joined = stream(documents, row_tokens=4).take(6, rows_per_pass=4)
+    assert [m.num_tokens for m in joined.micro_batches] == [16, 8]
+    assert torch.equal(
+        torch.cat([m.token_ids for m in apart.micro_batches], 1),
+        torch.cat([m.token_ids for m in joined.micro_batches], 1),
+    )
+    assert torch.equal(
+        torch.cat([m.answer for m in apart.micro_batches]), torch.cat([m.answer for m in joined.micro_batches])
+    )
+    assert (joined.num_targets, joined.num_parts) == (apart.num_targets, apart.num_parts)

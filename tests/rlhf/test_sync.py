@@ -90,3 +90,54 @@ def test_an_answer_of_another_version_stops_the_run_and_is_named() -> None:
     groups = [group("a", answer(1, version=2)), group("b", answer(1, version=2), answer(2, version=1))]
     with pytest.raises(SyncError, match=r"prompt b was written by adapter version 1\. The policy is at version 2"):
         check_versions(groups, 2)
+
+
+# Continuing an adapter
+
+START = torch.tensor([2.0, 0.0, 0.0, -1.0, 0.0, 1.0, 0.0, -2.0])
+
+
+class StuckGenerator(NoisyGenerator):
+    """Says that it loaded the adapter, and stays at the one that PPO began with."""
+
+    def load_adapter(self, adapter: Adapter) -> dict[str, float]:
+        self.logits = START
+        return {}
+
+
+def continued_policy(moved_by: float) -> TablePolicy:
+    policy = TablePolicy()
+    with torch.no_grad():
+        policy.logits.copy_(START + moved_by * LOGITS)
+    return policy
+
+
+def continued(policy: TablePolicy, generator: TableGenerator) -> dict[str, float]:
+    return sync(policy, generator, TableReference(START), canary=(0, 1, 2, 3), continues=True)
+
+
+def test_the_start_of_a_continued_adapter_must_be_in_use_from_the_first_step_on() -> None:
+    metrics = continued(continued_policy(0.0), TableGenerator())
+    assert metrics["sync/canary_checked"] == 1.0
+    with pytest.raises(SyncError, match="does not use the adapter of version 0"):
+        continued(continued_policy(0.0), SkippingGenerator())
+
+
+def test_noise_is_measured_on_the_base_and_not_on_the_start() -> None:
+    # The start is far from the base; taken for noise, its effect would hide that the adapter is not in use.
+    with pytest.raises(SyncError, match="does not use the adapter"):
+        continued(continued_policy(0.1), NoisyGenerator(noise=0.01, ignores=True))
+
+
+def test_an_engine_that_stays_at_the_start_is_caught_once_the_policy_has_left_it() -> None:
+    assert continued(continued_policy(0.01), StuckGenerator(noise=0.05))["sync/canary_checked"] == 1.0
+    with pytest.raises(SyncError, match="stayed at the adapter that PPO began with"):
+        continued(continued_policy(1.0), StuckGenerator(noise=0.05))
+    assert continued(continued_policy(1.0), NoisyGenerator(noise=0.05))["sync/canary_checked"] == 1.0
+
+
+def test_without_a_reference_a_continued_adapter_is_judged_by_the_usual_noise() -> None:
+    metrics = sync(continued_policy(0.0), TableGenerator(), None, canary=(0, 1, 2, 3), continues=True)
+    assert metrics["sync/canary_checked"] == 1.0
+    with pytest.raises(SyncError, match="does not use the adapter"):
+        sync(continued_policy(0.0), SkippingGenerator(), None, canary=(0, 1, 2, 3), continues=True)

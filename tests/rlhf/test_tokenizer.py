@@ -131,3 +131,12 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(tokenizer: PreTrainedTok
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="names no end-of-sequence token"):
         load_tokenizer(folder)
+
+
+def test_chinese_characters_stand_alone_where_tokens_are_characters():
+    texts = ["春江潮水連海平，海上明月共潮生。\nthe moon the moon"] * 9
+    tokenizer = train_tokenizer(texts, 400, merges="characters")
+    pieces = [tokenizer.decode([i]) for i in tokenizer("明月，海上 the moon", add_special_tokens=False)["input_ids"]]  # type: ignore[index]
+    assert pieces == ["明", "月", "，", "海", "上", " the", " moon"]
+    together = train_tokenizer(texts, 400)
+    assert len(together("明月，海上")["input_ids"]) < len(tokenizer("明月，海上")["input_ids"])  # type: ignore[arg-type]

@@ -1,0 +1,218 @@
+"""Workers that train a model together, on Ray Train: its scaling and its failure policy, our loop and our run store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.failures import WorkerRaised
+from configs.schema import Recipe
+from rlhf.errors import PlacementError, TenfoldError
+from rlhf.ports import Console
+from rlhf.training import Job, Place, Report
+
+LOOK_S = 0.2  # between two looks at what was reported
+STOP_S = 20.0  # for the workers to save and leave, once they are told to stop
+CPU_OF_CHANNEL = 0.001
+
+
+class RayCrew:
+    """`model_context.Crew` on Ray Train. Used inside a `RaySession`.
+
+    A worker that dies is started again with its whole group, `cluster.max_failures` times, and goes on from the newest
+    checkpoint of the run store. A TenfoldError of a worker ends the job at once: it would come again.
+    """
+
+    def __init__(self, recipe: Recipe, console: Console, num_gpus: float) -> None:
+        """`num_gpus`: that Ray counts."""
+        self._recipe, self._console = recipe, console
+        self._unheard: deque[Report] = deque()
+        self._uses_gpus = num_gpus > 0 and recipe.cluster.gpus != 0
+
+    def train(self, job: Job, heard: Callable[[Report], None]) -> None:
+        """Returns when the job is done. `heard` is called in this thread.
+
+        Raises TenfoldError as a worker raised it; PlacementError where workers do not start, are silent for
+        `cluster.call_s`, or died too often.
+        """
+        channel: Any = ray.remote(Channel).options(num_cpus=CPU_OF_CHANNEL, max_concurrency=1).remote()
+        ended: list[BaseException | None] = []
+        trainer = self._trainer(job, channel)
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+                ended.append(None)
+            except BaseException as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=fit, name="tenfold-train", daemon=True)
+        self._unheard.clear()
+        thread.start()
+        try:
+            self._listen(channel, heard, ended)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            self._wind_up(channel, heard, ended)
+            raise stop
+        except BaseException as error:
+            if not isinstance(error, Exception):  # SIGTERM
+                self._wind_up(channel, heard, ended)
+            raise
+        finally:
+            with contextlib.suppress(RayError):
+                ray.kill(channel)
+            shutil.rmtree(_own_files(job), ignore_errors=True)
+
+    def _trainer(self, job: Job, channel: Any) -> TorchTrainer:
+        cluster = self._recipe.cluster
+        num = cluster.workers.get("trainer", 1)
+        backend = "nccl" if self._uses_gpus else "gloo"
+        return TorchTrainer(
+            _worker,
+            train_loop_config={"job": ray.put(job), "channel": channel, "threads": cluster.threads},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=num,
+                use_gpu=self._uses_gpus,
+                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if self._uses_gpus else {}),
+                placement_strategy="PACK",
+            ),
+            torch_config=TorchConfig(backend=backend, timeout_s=cluster.call_s),
+            run_config=ray.train.RunConfig(
+                name=f"{job.recipe.name}-{job.stage}-{os.getpid()}",
+                storage_path=str(_own_files(job)),  # all nodes see the run folder
+                failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+
+    def _listen(self, channel: Any, heard: Callable[[Report], None], ended: list[BaseException | None]) -> None:
+        cluster = self._recipe.cluster
+        began = last = time.monotonic()
+        has_started, told = False, began
+        while True:
+            is_over = bool(ended)
+            self._unheard += ray.get(channel.pull.remote(), timeout=cluster.call_s)
+            while self._unheard:
+                last, has_started = time.monotonic(), True
+                report = self._unheard.popleft()
+                if report.kind == "failed":
+                    raise _raised(report)
+                heard(report)
+            if is_over:
+                _check(ended[0])
+                return
+            now = time.monotonic()
+            if not has_started and now - began > cluster.wait_s:
+                raise PlacementError(
+                    f"Waited {cluster.wait_s} s for the workers of the training to start.",
+                    limit=f"Asked for: {cluster.workers.get('trainer', 1)} workers of {cluster.cpus_per_worker} CPUs"
+                    f"{' and a GPU each' if self._uses_gpus else ''}; Ray has {ray.available_resources()} left.",
+                    remedy="Lower cluster.workers.trainer, bring nodes, or raise cluster.wait_s.",
+                )
+            if has_started and now - last > cluster.call_s:
+                raise PlacementError(
+                    f"The training was silent for {cluster.call_s} s.",
+                    limit=f"The limit is cluster.call_s={cluster.call_s}.",
+                    remedy="Raise it if a step takes so long; else see the logs of the workers.",
+                )
+            if not has_started and now - told > 30:
+                told = now
+                self._console.say(f"waiting for the workers, {now - began:.0f} s")
+            time.sleep(LOOK_S)
+
+    def _wind_up(self, channel: Any, heard: Callable[[Report], None], ended: list[BaseException | None]) -> None:
+        """Lets the workers finish their step and save; what they report until then counts."""
+        self._console.say("stopping: the workers finish their step and save")
+        deadline = time.monotonic() + STOP_S
+        with contextlib.suppress(RayError, TenfoldError):
+            ray.get(channel.stop.remote(), timeout=STOP_S)
+            while time.monotonic() < deadline:
+                is_over = bool(ended)
+                self._unheard += ray.get(channel.pull.remote(), timeout=STOP_S)
+                while self._unheard:
+                    heard(self._unheard.popleft())
+                if is_over:
+                    return
+                time.sleep(LOOK_S)
+
+
+class Channel:
+    """What rank 0 reported and the controller has not read yet. An actor of its own: it outlives the workers."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+        self._stops = False
+
+    def push(self, report: Report) -> bool:
+        """Whether the work is to stop."""
+        self._reports.append(report)
+        return self._stops
+
+    def pull(self) -> list[Report]:
+        """The reports since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def stop(self) -> None:
+        """Lets the next `push` ask for the end."""
+        self._stops = True
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The whole work of one rank, in a process that Ray Train started."""
+    where = ray.train.get_context()
+    place = Place(where.get_world_rank(), where.get_world_size())
+    cores = len(os.sched_getaffinity(0))
+    threads = config["threads"] or max(cores // where.get_local_world_size(), 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    channel = config["channel"]
+
+    def tell(report: Report) -> bool:
+        return ray.get(channel.push.remote(report))
+
+    from actors.model_trainer import work
+
+    try:
+        work(ray.get(config["job"]), place, "cuda" if torch.cuda.is_available() else "cpu", tell)
+    except TenfoldError as error:
+        # Ray Train would start all again, and the same error would come.
+        tell(Report("failed", error=error))
+
+
+def _own_files(job: Job) -> Path:
+    """Where Ray Train may keep its own files while it works."""
+    return job.folder.resolve() / ".ray-train"
+
+
+def _raised(report: Report) -> Exception:
+    assert report.error is not None
+    return report.error
+
+
+def _check(error: BaseException | None) -> None:
+    if error is None:
+        return
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    died = [failure for failure in failures.values() if isinstance(failure, RayError)]
+    if failures and not died:
+        rank, first = next(iter(failures.items()))
+        raise WorkerRaised(f"Worker {rank} of the training raised {type(first).__name__}: {first}\n{error}") from error
+    raise PlacementError(
+        f"The training ended too often: {str(error).strip().splitlines()[-1]}",
+        remedy="Check the memory of the nodes (a process that takes too much is killed), then run the same command "
+        "again: it goes on from the newest checkpoint. cluster.max_failures says how often workers are started again.",
+    ) from error

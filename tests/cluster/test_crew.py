@@ -1,0 +1,179 @@
+"""Models that are made on real Ray Train: killed workers, two workers for one, interruptions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from cluster.console import LineConsole
+from cluster.crew import RayCrew
+from cluster.ray_session import RaySession
+from cluster.run import run
+from configs.schema import ClusterConfig, Recipe
+from rlhf.errors import DataError, PlacementError
+from rlhf.ports import Console
+from rlhf.store import RunStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+WORDS = ("the", "sea", "wind", "stone", "river", "light", "cloud", "tree")
+Go = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[RaySession]:
+    with RaySession(ClusterConfig(wait_s=120, call_s=120)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def go(session: RaySession, monkeypatch: pytest.MonkeyPatch) -> Go:
+    """Runs a recipe; `at` is called with each step that was logged."""
+
+    @contextmanager
+    def make_crew(recipe: Recipe, console: Console) -> Iterator[RayCrew]:
+        yield RayCrew(recipe, console, 0)
+
+    def start(recipe: Recipe, at: Callable[[int], None] = lambda step: None, **options: Any) -> Path:
+        log = RunStore.log
+
+        def logs(self: RunStore, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+            log(self, stage, step, metrics)
+            at(step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunStore, "log", logs)
+            run(recipe, LineConsole(StringIO()), make_crew=make_crew, **options)
+        return Path(recipe.runs) / recipe.name
+
+    return start
+
+
+def recipe(folder: Path, name: str, num_workers: int = 1, **keys: Any) -> Recipe:
+    corpus = folder / "corpus.txt"
+    if not corpus.exists():
+        texts = [" ".join(WORDS[(i * i + j) % len(WORDS)] for j in range(30)) for i in range(120)]
+        corpus.write_text("\n\n".join(texts))
+    section = {
+        "sources": [{"path": str(corpus), "split": "paragraph"}],
+        "sizes": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "context_tokens": 64},
+        "vocab_size": 320,
+        "row_tokens": 64,
+        "batch_rows": 3,
+        "num_steps": 6,
+        "held_out": 0.1,
+        "evaluate_every": 3,
+        "continuations": ["the sea"],
+        "continuation_tokens": 4,
+        "save_every": 2,
+        "optimizer": {"lr": 3e-3, "warmup_steps": 2, "schedule": "cosine", "weight_decay": 0.1},
+    }
+    return Recipe.model_validate(
+        {
+            "name": name,
+            "runs": str(folder / "runs"),
+            "stages": ["pretrain"],
+            "model": {"dtype": "float32"},
+            "pretrain": {**section, **keys},
+            "cluster": {"threads": 1, "wait_s": 120, "call_s": 120, "workers": {"trainer": num_workers}},
+            "tracker": {"mode": "disabled"},
+        }
+    )
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without what a clock gave."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "models" / "base" / "model.safetensors").read_bytes()
+
+
+def kill_a_worker() -> None:
+    """kill -9 of a process that trains."""
+    training = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert training, "no worker of Ray Train was found"
+    training[-1].kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(session: RaySession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+
+    @contextmanager
+    def make_crew(recipe: Recipe, console: Console) -> Iterator[RayCrew]:
+        yield RayCrew(recipe, console, 0)
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    made = recipe(folder, "plain")
+    run(made, LineConsole(StringIO()), make_crew=make_crew)
+    return Path(made.runs) / made.name
+
+
+def test_a_killed_worker_goes_on_from_the_newest_checkpoint_to_the_same_curve_and_model(
+    go: Go, undisturbed: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def at(step: int) -> None:
+        if step == 5 and not killed:
+            killed.append(step)
+            kill_a_worker()
+
+    disturbed = go(recipe(tmp_path, "killed"), at)
+    assert killed and curve(disturbed) == curve(undisturbed)
+    assert weights(disturbed) == weights(undisturbed)
+
+
+def test_two_workers_give_the_losses_of_one(go: Go, undisturbed: Path, tmp_path: Path) -> None:
+    both = go(recipe(tmp_path, "two", num_workers=2))
+    for mine, theirs in zip(curve(both), curve(undisturbed), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    ours, plain = (load_file(folder / "models" / "base" / "model.safetensors") for folder in (both, undisturbed))
+    assert all(float((ours[name] - plain[name]).abs().max()) < 1e-4 for name in plain)
+
+
+def test_an_interrupted_run_saves_what_is_done_and_goes_on_to_the_same_model(
+    go: Go, undisturbed: Path, tmp_path: Path
+) -> None:
+    def at(step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    made = recipe(tmp_path, "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        go(made, at)
+    folder = Path(made.runs) / made.name
+    saved = sorted(path.name for path in (folder / "checkpoints" / "pretrain").iterdir())
+    assert saved[-1] >= "step-3"
+    go(made)
+    assert curve(folder) == curve(undisturbed) and weights(folder) == weights(undisturbed)
+
+
+def test_what_a_worker_finds_wrong_is_told_once_and_not_tried_again(go: Go, undisturbed: Path, tmp_path: Path) -> None:
+    made = recipe(tmp_path, "other")
+    go(made)
+    manifest = tmp_path / "runs" / "other" / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    plain["stages"] = {}
+    manifest.write_text(json.dumps(plain))
+    (tmp_path / "corpus.txt").write_text("\n\n".join(f"{i} other words" for i in range(300)))
+    with pytest.raises(DataError, match="The corpus changed since the checkpoint"):
+        go(made)
+
+
+def test_workers_that_cannot_be_placed_are_told_within_the_deadline(go: Go, tmp_path: Path) -> None:
+    made = recipe(tmp_path, "wide", num_workers=3)
+    wide = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": 900.0, "wait_s": 12})})
+    with pytest.raises(PlacementError, match="3 workers of 900"):
+        go(wide)
