@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from actors.adapters import check_start
-from configs.schema import LoraConfig, ModelConfig
+from configs.schema import Dtype, LoraConfig, ModelConfig
 from rlhf.errors import ModelError
 from rlhf.records import Adapter
 from rlhf.rows import MicroBatch
@@ -108,9 +108,13 @@ class Base:
         The decoder is then no frozen base any more: no adapter is on it, and no other role may stand on it.
         """
         assert self._peft is None, f"the base has adapters: {', '.join(self._adapters)}"
-        self._autocast = self.model.dtype != torch.float32
+        self._autocast = self._dtype != torch.float32
         self.model.float().requires_grad_(True)
         return dict(self.model.named_parameters())
+
+    def pass_in(self, dtype: Dtype) -> None:
+        """Lets passes over a whole model that is trained be in this dtype, whatever its weights are."""
+        self._dtype = getattr(torch, dtype)
 
     def grow(self, num_embeddings: int) -> None:
         """Makes room for so many tokens; a new one starts as the mean of those that were there."""

@@ -18,6 +18,7 @@ from configs.schema import OptimizerConfig
 
 T = TypeVar("T")
 
+LARGEST_BUCKET = 1 << 26  # numbers that are reduced over the ranks at once
 SPREAD_WEIGHTS = 3  # the ZeRO stage that spreads the base itself over the ranks
 
 
@@ -68,7 +69,8 @@ def make_engine(
     adamw = torch.optim.AdamW(
         _groups(trained, optimizer.weight_decay), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps
     )
-    bucket_size = 2 * sum(parameter.numel() for parameter in trained)  # DeepSpeed wants an even number
+    # DeepSpeed wants an even number.
+    bucket_size = min(2 * sum(parameter.numel() for parameter in trained), LARGEST_BUCKET)
     bfloat16 = any(p.dtype == torch.bfloat16 for module in spread if module is not None for p in module.parameters())
     config = {
         "train_micro_batch_size_per_gpu": 1,

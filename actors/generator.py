@@ -249,6 +249,9 @@ def engine_settings(config: GeneratorConfig, lora: LoraConfig, targets: list[str
         "tensor_parallel_size": config.tensor_parallel,
         "enforce_eager": config.enforce_eager or not on_gpu,
     }
+    if not on_gpu:
+        # A prompt that is cut over two steps makes vLLM rewind its random generator, which those of CPUs cannot.
+        settings |= {"enable_chunked_prefill": False}
     if on_gpu:
         settings |= {"gpu_memory_utilization": config.gpu_memory_share, "enable_sleep_mode": True}
     return settings

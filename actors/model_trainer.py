@@ -26,7 +26,11 @@ TEMPERATURE = 0.8  # of what is written for people to look at
 def work(job: Job, place: Place, device: str, tell: Tell) -> None:
     """Trains as far as the job and the controller say. Collective, on a process group that exists already."""
     recipe = job.recipe
-    base = Base(recipe.model.model_copy(update={"path": str(job.start)}), recipe.lora, seed=recipe.seed, device=device)
+    # A whole model is trained in float32, so that its weights are not rounded on the way in.
+    dtype = recipe.model.dtype if job.adapter else "float32"
+    model = recipe.model.model_copy(update={"path": str(job.start), "dtype": dtype})
+    base = Base(model, recipe.lora, seed=recipe.seed, device=device)
+    base.pass_in(recipe.model.dtype)
     if job.num_embeddings is not None:
         base.grow(job.num_embeddings)
     if job.adapter is not None:

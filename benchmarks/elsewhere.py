@@ -4,7 +4,7 @@
 
 Makes the virtual environment first: the lock of this machine's set-up, without the project, and lm-eval. Then each
 model (a folder such as runs/NAME/models/sft, or one that `tenfold export` wrote) goes on with a text under transformers
-and vLLM, greedily, and answers a local task of lm-eval (which of two continuations is likelier, 20 questions made here).
+and vLLM, greedily, and answers a local task of lm-eval (which of two words is likelier, 20 questions made here).
 The two engines must write the same tokens. Exit code 1 if anything fails or differs.
 """
 

@@ -82,7 +82,7 @@ def main() -> int:
     print(f"\nten poems of each: {options.run / 'poems.md'}")
     if options.json:
         options.json.write_text(json.dumps(rows, ensure_ascii=False, indent=2))
-    climbing = rows[1:-1]  # without the pretrained model in unknown words, and the ceiling
+    climbing = rows[1:4]  # without the pretrained model in unknown words, and the ceiling
     return int(any(above["low"] <= below["high"] for below, above in pairwise(climbing)))
 
 

@@ -16,26 +16,21 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.full_length import FULL_LENGTH
+from benchmarks.trl_venv import make_venv, python_of, started, wait_for
 from cluster.console import LineConsole
 from cluster.memory import PeakMemory
 from cluster.ray_session import RaySession
 from cluster.run import run, termination_raises
 from cluster.team import RayTeam
 from configs.schema import Recipe
-from requirements.install import PYTORCH_CPU_INDEX
-from requirements.steps import StepFailed
-from requirements.steps import run as run_step
 from rlhf.chat import ChatTokenizer
 from rlhf.ports import Console, Team
 from rlhf.records import Message, Prompt
@@ -44,7 +39,6 @@ SIDES = ("ours", "TRL")
 PHASES = ("generation", "reference and score", "forward, backward, optimizer", "sync", "total")
 MEMORY = "peak memory"
 BETA, LR, SEED = 0.05, 1e-5, 0
-HEARTBEAT_S = 8.0
 QUESTIONS = ("What is a compiler?", "Who wrote Hamlet?", "How do planes fly?", "What is RAM?", "Why is the sea salty?")
 FILLER = (
     "Please answer for a reader who has never heard of it, in plain words and in whole sentences. Begin with what it "
@@ -172,44 +166,10 @@ def measure_trl(options: argparse.Namespace, prompts: list[Prompt], folder: Path
     }
     (folder / "work.json").write_text(json.dumps(work))
     script = Path(__file__).with_name("trl_step.py")
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONUNBUFFERED": "1"}
-    began = time.monotonic()
-    process = subprocess.Popen([_python(options.venv), script, folder / "work.json"], env=environment)
-    try:
-        with PeakMemory(process.pid) as memory:
-            while process.poll() is None:
-                try:
-                    process.wait(HEARTBEAT_S)
-                except subprocess.TimeoutExpired:
-                    print(f"  TRL: at work for {time.monotonic() - began:.0f} s", flush=True)
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        sys.exit(f"TRL's step failed with exit code {process.returncode}; what it said is above.")
+    command = [python_of(options.venv), script, folder / "work.json"]
+    with started(command, options.threads) as process, PeakMemory(process.pid) as memory:
+        wait_for(process, "TRL")
     return json.loads(result.read_text()) | {MEMORY: memory.peak_gib}
-
-
-def make_venv(venv: Path) -> None:
-    """TRL's virtual environment, once: with the torch, transformers and peft of this one, and without torchvision."""
-    packages = ["trl==1.16.*", *(f"{name}=={version(name)}" for name in ("torch", "transformers", "peft"))]
-    stamp = venv / "packages.stamp"
-    if stamp.exists() and stamp.read_text().splitlines() == packages:
-        return
-    log = venv.with_name(f"{venv.name}.log")
-    pip = [_python(venv), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *packages]
-    step = f"Installing TRL into {venv} (some minutes)"
-    try:
-        run_step(f"Making the virtual environment {venv}", [sys.executable, "-m", "venv", "--clear", venv], log=log)
-        try:
-            run_step(step, pip, log=log)
-        except StepFailed as error:
-            if "No matching distribution found for torch==" not in error.why:
-                raise
-            run_step(step + ", with PyTorch's CPU index", [*pip, "--extra-index-url", PYTORCH_CPU_INDEX], log=log)
-    except StepFailed as error:
-        sys.exit(str(error))
-    stamp.write_text("\n".join(packages) + "\n")
 
 
 def make_prompts(chat: ChatTokenizer, num_tokens: int, num: int) -> list[Prompt]:
@@ -263,10 +223,6 @@ def table(options: argparse.Namespace, part: dict[str, Any]) -> str:
         ratio = f"{known[1] / known[0]:12.2f}" if len(known) == 2 else f"{'—':>12}"
         lines.append(f"{name:30}{cells}{ratio}")
     return "\n".join(lines) + "\n"
-
-
-def _python(venv: Path) -> Path:
-    return venv / "bin" / "python"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -39,7 +39,15 @@ class RayCrew:
         """`num_gpus`: that Ray counts."""
         self._recipe, self._console = recipe, console
         self._unheard: deque[Report] = deque()
-        self._uses_gpus = num_gpus > 0 and recipe.cluster.gpus != 0
+        wanted = int(num_gpus) if recipe.cluster.gpus == "auto" else recipe.cluster.gpus
+        if wanted > num_gpus:
+            raise PlacementError(
+                f"cluster.gpus={wanted}: {wanted - num_gpus:g} GPUs are missing.",
+                limit=f"Ray counts {num_gpus:g} in this cluster.",
+                remedy=f"Set cluster.gpus to {int(num_gpus)} or auto, or add nodes.",
+            )
+        self._uses_gpus = wanted > 0
+        self._num_workers = recipe.cluster.workers.get("trainer", wanted or 1)
 
     def train(self, job: Job, heard: Callable[[Report], None]) -> None:
         """Returns when the job is done. `heard` is called in this thread.
@@ -77,13 +85,17 @@ class RayCrew:
 
     def _trainer(self, job: Job, channel: Any) -> TorchTrainer:
         cluster = self._recipe.cluster
-        num = cluster.workers.get("trainer", 1)
         backend = "nccl" if self._uses_gpus else "gloo"
         return TorchTrainer(
             _worker,
-            train_loop_config={"job": ray.put(job), "channel": channel, "threads": cluster.threads},
+            train_loop_config={
+                "job": ray.put(job),
+                "channel": channel,
+                "threads": cluster.threads,
+                "device": "cuda" if self._uses_gpus else "cpu",
+            },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=num,
+                num_workers=self._num_workers,
                 use_gpu=self._uses_gpus,
                 resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if self._uses_gpus else {}),
                 placement_strategy="PACK",
@@ -116,7 +128,7 @@ class RayCrew:
             if not has_started and now - began > cluster.wait_s:
                 raise PlacementError(
                     f"Waited {cluster.wait_s} s for the workers of the training to start.",
-                    limit=f"Asked for: {cluster.workers.get('trainer', 1)} workers of {cluster.cpus_per_worker} CPUs"
+                    limit=f"Asked for: {self._num_workers} workers of {cluster.cpus_per_worker} CPUs"
                     f"{' and a GPU each' if self._uses_gpus else ''}; Ray has {ray.available_resources()} left.",
                     remedy="Lower cluster.workers.trainer, bring nodes, or raise cluster.wait_s.",
                 )
@@ -187,7 +199,7 @@ def _worker(config: dict[str, Any]) -> None:
     from actors.model_trainer import work
 
     try:
-        work(ray.get(config["job"]), place, "cuda" if torch.cuda.is_available() else "cpu", tell)
+        work(ray.get(config["job"]), place, config["device"], tell)
     except TenfoldError as error:
         # Ray Train would start all again, and the same error would come.
         tell(Report("failed", error=error))

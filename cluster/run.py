@@ -170,11 +170,18 @@ def outdated(recipe: Recipe, store: RunStore, stages: Sequence[Stage], console: 
 
     They go on from their newest checkpoint, and so to the same end.
     """
+    from rlhf.disk import damage
+
     stale: set[Stage] = set()
     roles: dict[Stage, str] = {"reward": "reward", "ppo": "policy"}
     for stage, role in roles.items():
         if store.done(stage) and (problem := store.damage_of_role(role)):
             console.warn(f"{store.folder}/roles/{role} is damaged ({problem}): {stage} goes on from its checkpoint")
+            stale.add(stage)
+    made: dict[Stage, str] = {"pretrain": "base", "sft": recipe.adapter or "sft"}
+    for stage, name in made.items():
+        if store.done(stage) and (problem := damage(store.folder / "models" / name)):
+            console.warn(f"{store.folder}/models/{name} is damaged ({problem}): {stage} writes it again")
             stale.add(stage)
     num_steps = store.results("ppo").get("num_steps", recipe.ppo.num_steps)
     if num_steps < recipe.ppo.num_steps:

@@ -317,6 +317,11 @@ class Recipe(Section):
                 f"pretrain.row_tokens={self.pretrain.row_tokens} is more than pretrain.sizes.context_tokens="
                 f"{self.pretrain.sizes.context_tokens}"
             )
+        if self.adapter_from and "sft" in self.stages and not self.adapter:
+            yield (
+                f"adapter_from={self.adapter_from} without adapter: sft would merge it, and ppo add it once more; "
+                "name the adapter that is continued (adapter: NAME)"
+            )
         if self.adapter and self.sft.train == "full" and "sft" in self.stages:
             yield f"adapter={self.adapter} with sft.train=full: a named adapter is LoRA; set sft.train=lora"
         if self.adapter in ("base", "sft", "policy", "reward", "critic", "reference"):
@@ -337,7 +342,8 @@ class Recipe(Section):
             raise ValueError(f"{', '.join(wants_rules)}: rules, but the recipe lists no rules; add a `rules:` section")
         if problems := list(self._missing()):
             raise ValueError("; ".join(problems))
-        if self.cluster.placement == "shared" and self.learner.zero_stage == 3:
+        aligns = any(stage in ALIGNMENT for stage in self.stages)
+        if aligns and self.cluster.placement == "shared" and self.learner.zero_stage == 3:
             raise ValueError(
                 "learner.zero_stage=3 with cluster.placement=shared: roles that share a base use ZeRO 0 to 2; "
                 "set cluster.placement=separate or learner.zero_stage=2"

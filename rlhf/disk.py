@@ -58,9 +58,21 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_folder(path: Path, files: Mapping[str, bytes | Tensors], **about: object) -> None:
-    """Replaces one folder with these files: bytes as they are, tensors as safetensors; manifest.json comes last.
+    """Replaces one folder with these files: bytes as they are, tensors as safetensors; manifest.json comes last."""
+    with replacing(path, **about) as folder:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            else:
+                save_file(_separate(content), folder / name, metadata={"format": "pt"})
 
-    When the process dies in between, `tidy` of the parent brings back the old folder or keeps the new one.
+
+@contextmanager
+def replacing(path: Path, **about: object) -> Iterator[Path]:
+    """A folder beside `path`, to be filled; it takes the place of `path` when the block ends well, else it vanishes.
+
+    It gets a manifest.json with the checksum of each file and what is said `about` it. When the process dies in
+    between, `tidy` of the parent brings back the old folder or keeps the new one.
     """
     temporary, old = path.with_name(f"{TMP}{path.name}"), path.with_name(f"{OLD}{path.name}")
     with disk_errors(path, "written"):
@@ -68,16 +80,12 @@ def write_folder(path: Path, files: Mapping[str, bytes | Tensors], **about: obje
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            for name, content in files.items():
-                if isinstance(content, bytes):
-                    (temporary / name).write_bytes(content)
-                else:
-                    save_file(_separate(content), temporary / name, metadata={"format": "pt"})
-                _sync_file(temporary / name)
-            sums = {
-                name: {"sha256": file_hash(temporary / name), "bytes": (temporary / name).stat().st_size}
-                for name in files
-            }
+            yield temporary
+            sums: dict[str, object] = {}
+            for file in sorted(temporary.iterdir()):
+                file.chmod(0o644)  # some libraries make their files private
+                _sync_file(file)
+                sums[file.name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             (temporary / MANIFEST).write_bytes(to_json({"format": FORMAT, **about, "files": sums}))
             _sync_file(temporary / MANIFEST)
             sync_folder(temporary)
@@ -89,30 +97,6 @@ def write_folder(path: Path, files: Mapping[str, bytes | Tensors], **about: obje
         temporary.rename(path)
         sync_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A folder beside `path`, to be filled; it takes the place of `path` when the block ends well, else it vanishes."""
-    temporary, old = path.with_name(f"{TMP}{path.name}"), path.with_name(f"{OLD}{path.name}")
-    with disk_errors(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.iterdir():
-                file.chmod(0o644)  # safetensors makes its files private
-                _sync_file(file)
-            sync_folder(temporary)
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
-            temporary.rename(path)
-            sync_folder(path.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def damage(path: Path) -> str | None:

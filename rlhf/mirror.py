@@ -36,7 +36,8 @@ from rlhf.mirror_push import RANKINGS, Push
 from rlhf.mirror_pushes import read_pushes, write_pushes
 from rlhf.mirror_remote import FORMAT, HOME, INDEX, Entry, Index, Remote, rank
 
-FOLDERS = ("checkpoints/*/step-*", "roles/*", "models/*")  # each written by write_folder
+# Each with a manifest that was written last.
+FOLDERS = ("checkpoints/*/step-*", "roles/*", "models/*", "tokenizer")
 MAX_FETCHES = 5  # of a mirror that is written meanwhile
 
 

@@ -38,7 +38,7 @@ def run(context: ModelContext) -> dict[str, object]:
         sources = [Source(source.path, source.weight) for source in config.sources]
         conversations = load_conversations(sources, config.held_out, config.system)
         texts = make_texts(conversations.train, chat, config.max_text_tokens, config.long)
-        held_out = make_texts(conversations.held_out[: config.evaluate_texts], chat, config.max_text_tokens, "drop")
+        held_out = held_out_texts(context, conversations, chat)
     tell(context, texts)
     data = ConversationData(
         examples_of(texts.texts),
@@ -112,6 +112,11 @@ class ConversationData:
 def find_words(context: ModelContext) -> tuple[Path, int | None]:
     """(folder of tokenizer and chat template, tokens that the model must embed if it does not yet)."""
     recipe, base = context.recipe, context.base
+    if not (base / "config.json").is_file():
+        raise ModelError(
+            f"sft: {base} holds no model in Hugging Face layout.",
+            remedy="Set model.path to a folder with config.json; `tenfold import-model SOURCE DEST` makes one.",
+        )
     if recipe.sft.template is None:
         check_vocabulary(AutoTokenizer.from_pretrained(str(base)), AutoConfig.from_pretrained(str(base)).vocab_size)
         return base, None
@@ -148,6 +153,17 @@ def openings(conversations: Conversations, chat: ChatTokenizer, num: int) -> tup
     """Prompts of held-out conversations, to be answered for people to see."""
     prompts = [chat.prompt(conversation.prompt) for conversation in conversations.held_out[:num]]
     return tuple(Opening(prompt.messages[-1].content, prompt.token_ids) for prompt in prompts)
+
+
+def held_out_texts(context: ModelContext, conversations: Conversations, chat: ChatTokenizer) -> TrainedTexts:
+    """What is measured: none where all held-out conversations are too long, which is no reason not to train."""
+    config = context.recipe.sft
+    chosen = conversations.held_out[: config.evaluate_texts]
+    try:
+        return make_texts(chosen, chat, config.max_text_tokens, "cut" if config.long == "cut" else "drop")
+    except DataError as error:
+        context.console.warn(f"sft: nothing is measured on held-out conversations. {error}")
+        return TrainedTexts(())
 
 
 def tell(context: ModelContext, texts: TrainedTexts) -> None:

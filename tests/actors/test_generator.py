@@ -377,3 +377,13 @@ def test_tokens_are_cut_after_the_first_end_token() -> None:
     assert cut([4, 2, 9, 2], frozenset({2, 9})) == ((4, 2), True)
     assert cut([4, 5], frozenset({2, 9})) == ((4, 5), False)
     assert cut([], frozenset({2})) == ((), False)
+
+
+def test_more_prompt_tokens_than_the_engine_takes_in_a_step_are_answered_all_the_same(
+    generator: Generator, chat: ChatTokenizer
+) -> None:
+    prompts = [chat.prompt((Message("user", f"{number} " + "Why is the sky blue? " * 9),)) for number in range(6)]
+    sampling = Sampling(n=10, temperature=1.0, max_answer_tokens=2)
+    assert sum(len(prompt.token_ids) for prompt in prompts) * sampling.n > 8192
+    groups = generator.answer(prompts, sampling, range(6))
+    assert [len(group.answers) for group in groups] == [10] * 6

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.disk import disk_errors, tidy, write_folder
+from rlhf.disk import damage, disk_errors, replacing, tidy, write_folder
 from rlhf.errors import StoreError
 
 
@@ -59,3 +59,21 @@ def test_a_folder_is_the_old_or_the_new_one_wherever_the_process_dies(
     tidy(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "a").read_bytes() == content
+
+
+def test_a_folder_that_others_fill_has_the_checksum_of_each_file(tmp_path: Path):
+    with replacing(tmp_path / "model", step=3) as folder:
+        (folder / "config.json").write_text("{}")
+    assert damage(tmp_path / "model") is None
+    (tmp_path / "model" / "config.json").write_text("[]")
+    assert "config.json" in str(damage(tmp_path / "model"))
+
+
+def test_a_folder_that_could_not_be_filled_leaves_the_old_one(tmp_path: Path):
+    with replacing(tmp_path / "model") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "model") as folder:
+        (folder / "a").write_text("new")
+        raise ZeroDivisionError
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -178,7 +178,7 @@ def test_a_weight_repeats_a_source(corpus: Path, tmp_path: Path):
     sources = [{"path": str(corpus)}, {"path": str(other), "weight": 3.0, "split": "paragraph"}]
     counts: list[int] = []
     for name, chosen in (("a", sources[:1]), ("b", sources)):
-        tree = once.model_dump(mode="json") | {"name": name}
+        tree: Any = once.model_dump(mode="json") | {"name": name}
         tree["pretrain"] |= {"sources": chosen, "held_out": 0.0, "evaluate_every": None}
         with model_context(make_recipe(tree, "x")) as (context, crew):
             pretrain.run(context)
