@@ -97,7 +97,7 @@ def make_engine(
     return engine
 
 
-def _begin_moments(adamw: torch.optim.Optimizer) -> None:
+def _begin_moments(adamw: Any) -> None:
     """Makes AdamW's moments, zero as it would at its first step, for all groups of parameters.
 
     DeepSpeed looks for those of all groups as soon as the first group has made its first step.
