@@ -98,7 +98,7 @@ def run(
     from cluster.tracker import WandbTracker
     from rlhf.chat import ChatTokenizer
     from rlhf.data import load_prompts
-    from rlhf.kept_prompts import read_prompts, write_prompts
+    from rlhf.kept_prompts import PROMPTS, read_prompts, write_prompts
     from rlhf.stages.context import Context
     from rlhf.stages.model_context import ModelContext
     from rlhf.store import RunStore
@@ -113,7 +113,7 @@ def run(
                 console.say(f"{stage}: done before, skipped")
         if not todo:
             return _outcome(store, stages)
-        check_early(recipe, todo)
+        check_early(recipe, todo, has_prompts=(store.folder / PROMPTS).exists())
         making: list[Stage] = [stage for stage in todo if stage in MODEL_STAGES]
         aligning: list[Stage] = [stage for stage in todo if stage not in MODEL_STAGES]
         tracker: WandbTracker | None = None
@@ -213,8 +213,11 @@ def grounded(recipe: Recipe, store: RunStore) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def check_early(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Nothing, if what later stages need can be found, as far as that is known before there is a model."""
+def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -> None:
+    """Nothing, if what later stages need can be found, as far as that is known before there is a model.
+
+    `has_prompts`: the run has kept its prompts, so that their files may be gone.
+    """
     from rlhf.adapters import starting_adapter
     from rlhf.conversations import Source, load_conversations
     from rlhf.rules import RuleScorer
@@ -229,7 +232,7 @@ def check_early(recipe: Recipe, stages: Sequence[Stage]) -> None:
         return
     if recipe.rules:
         RuleScorer(recipe.rules)
-    if next(iter(read_items(recipe.data.prompts)), None) is None:
+    if not has_prompts and next(iter(read_items(recipe.data.prompts)), None) is None:
         raise DataError(f"data.prompts={recipe.data.prompts!r} holds no prompt.", limit="At least 1 is needed.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
@@ -17,6 +18,7 @@ from cluster.console import LineConsole
 from cluster.crew import RayCrew
 from cluster.ray_session import RaySession
 from cluster.run import run
+from configs.load import absolute, dump_recipe
 from configs.schema import ClusterConfig, Recipe
 from rlhf.errors import DataError, PlacementError
 from rlhf.ports import Console
@@ -67,7 +69,7 @@ def recipe(folder: Path, name: str, num_workers: int = 1, **keys: Any) -> Recipe
         "sizes": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "context_tokens": 64},
         "vocab_size": 320,
         "row_tokens": 64,
-        "batch_rows": 3,
+        "batch_rows": 24,
         "num_steps": 6,
         "held_out": 0.1,
         "evaluate_every": 3,
@@ -120,19 +122,28 @@ def undisturbed(session: RaySession, tmp_path_factory: pytest.TempPathFactory) -
     return Path(made.runs) / made.name
 
 
-def test_a_killed_worker_goes_on_from_the_newest_checkpoint_to_the_same_curve_and_model(
-    go: Go, undisturbed: Path, tmp_path: Path
+def test_a_killed_worker_and_an_interruption_both_go_on_to_the_same_curve_and_model(
+    go: Go, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[int] = []
+    monkeypatch.setattr("cluster.crew.LOOK_S", 0.02)  # so that it is known soon how far the worker is
 
     def at(step: int) -> None:
-        if step == 5 and not killed:
+        if step == 3 and not killed:
             killed.append(step)
-            kill_a_worker()
+            kill_a_worker()  # the run goes on by itself
+        elif step == 5:
+            raise KeyboardInterrupt
 
-    disturbed = go(recipe(tmp_path, "killed"), at)
-    assert killed and curve(disturbed) == curve(undisturbed)
-    assert weights(disturbed) == weights(undisturbed)
+    made = recipe(tmp_path, "disturbed")
+    with pytest.raises(KeyboardInterrupt):
+        go(made, at)
+    assert killed
+    folder = Path(made.runs) / made.name
+    saved = sorted(path.name for path in (folder / "checkpoints" / "pretrain").iterdir())
+    assert saved[-1] >= "step-5", "what was done is saved before the workers leave"
+    go(made)
+    assert curve(folder) == curve(undisturbed) and weights(folder) == weights(undisturbed)
 
 
 def test_two_workers_give_the_losses_of_one(go: Go, undisturbed: Path, tmp_path: Path) -> None:
@@ -143,30 +154,13 @@ def test_two_workers_give_the_losses_of_one(go: Go, undisturbed: Path, tmp_path:
     assert all(float((ours[name] - plain[name]).abs().max()) < 1e-4 for name in plain)
 
 
-def test_an_interrupted_run_saves_what_is_done_and_goes_on_to_the_same_model(
-    go: Go, undisturbed: Path, tmp_path: Path
-) -> None:
-    def at(step: int) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
-    made = recipe(tmp_path, "stopped")
-    with pytest.raises(KeyboardInterrupt):
-        go(made, at)
-    folder = Path(made.runs) / made.name
-    saved = sorted(path.name for path in (folder / "checkpoints" / "pretrain").iterdir())
-    assert saved[-1] >= "step-3"
-    go(made)
-    assert curve(folder) == curve(undisturbed) and weights(folder) == weights(undisturbed)
-
-
 def test_what_a_worker_finds_wrong_is_told_once_and_not_tried_again(go: Go, undisturbed: Path, tmp_path: Path) -> None:
     made = recipe(tmp_path, "other")
-    go(made)
-    manifest = tmp_path / "runs" / "other" / "manifest.json"
-    plain = json.loads(manifest.read_text())
-    plain["stages"] = {}
-    manifest.write_text(json.dumps(plain))
+    step = "checkpoints/pretrain/step-6"
+    shutil.copytree(undisturbed / step, tmp_path / "runs" / "other" / step)
+    manifest = json.loads((undisturbed / "manifest.json").read_text()) | {"stages": {}}
+    (tmp_path / "runs" / "other" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "runs" / "other" / "recipe.yaml").write_text(dump_recipe(absolute(made)))
     (tmp_path / "corpus.txt").write_text("\n\n".join(f"{i} other words" for i in range(300)))
     with pytest.raises(DataError, match="The corpus changed since the checkpoint"):
         go(made)

@@ -34,7 +34,7 @@ def test_raw_text_becomes_a_model_that_answers_and_that_ppo_takes(tmp_path: Path
     recipe = tiny_recipe(
         "",
         tmp_path,
-        stages=["pretrain", "sft", "sample", "ppo", "evaluate"],
+        stages=["pretrain", "sft", "ppo"],
         pretrain={
             "sources": [{"path": str(corpus), "split": "paragraph"}],
             "sizes": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "context_tokens": 128},
@@ -56,7 +56,7 @@ def test_raw_text_becomes_a_model_that_answers_and_that_ppo_takes(tmp_path: Path
         tracker={"mode": "offline"},
     )
     outcome = run(recipe, LineConsole())
-    assert list(outcome.results) == ["pretrain", "sft", "sample", "ppo", "evaluate"]
+    assert list(outcome.results) == ["pretrain", "sft", "ppo"]
     folder = Path(outcome.places.run)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["stage"] == "pretrain"] == [1, 2, 3, 4]

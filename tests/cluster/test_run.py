@@ -15,7 +15,7 @@ import pytest
 from cluster.console import LineConsole
 from cluster.run import Outcome, exit_code, run
 from configs.errors import ConfigError
-from configs.schema import STAGES, Recipe
+from configs.schema import ALIGNMENT, Recipe
 from rlhf.errors import DataError, ScoreError
 from rlhf.ports import Console, Generator
 from rlhf.records import Answer, Prompt
@@ -69,7 +69,7 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Recipe:
 
 def test_all_stages_run_in_order_and_leave_their_results(rig: Rig, recipe: Recipe) -> None:
     outcome = rig.run(recipe)
-    assert tuple(outcome.results) == STAGES
+    assert tuple(outcome.results) == ALIGNMENT
     assert outcome.results["sample"]["num_answers"] == 32
     assert all({"time_s", "peak_memory_gib"} <= set(found) for found in outcome.results.values())
     assert rig.events == ["opened", "closed"]
@@ -82,7 +82,7 @@ def test_what_is_done_is_skipped_and_said_and_needs_no_team(rig: Rig, recipe: Re
     again = rig.run(recipe)
     assert again.results == first.results
     assert rig.events == ["opened", "closed"]
-    for stage in STAGES:
+    for stage in ALIGNMENT:
         assert f"{stage}: done before, skipped" in rig.out.getvalue()
 
 

@@ -121,7 +121,7 @@ def test_a_template_of_its_own_is_not_overwritten():
 
 
 def test_an_unknown_name_is_told_the_nearest():
-    with pytest.raises(ModelError, match=r"'chatlm'.*Known are chatml, llama3, plain.*Did you mean chatml\?"):
+    with pytest.raises(ModelError, match=r"'chatlm'.*Known are chatml, llama3, roles, plain.*Did you mean chatml\?"):
         give_template(bare(), "chatlm", SIZE)
 
 
