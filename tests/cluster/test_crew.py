@@ -156,8 +156,8 @@ def test_two_workers_give_the_losses_of_one(go: Go, undisturbed: Path, tmp_path:
 
 def test_what_a_worker_finds_wrong_is_told_once_and_not_tried_again(go: Go, undisturbed: Path, tmp_path: Path) -> None:
     made = recipe(tmp_path, "other")
-    step = "checkpoints/pretrain/step-6"
-    shutil.copytree(undisturbed / step, tmp_path / "runs" / "other" / step)
+    for part in ("checkpoints/pretrain/step-6", "tokenizer", "start"):
+        shutil.copytree(undisturbed / part, tmp_path / "runs" / "other" / part)
     manifest = json.loads((undisturbed / "manifest.json").read_text()) | {"stages": {}}
     (tmp_path / "runs" / "other" / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "runs" / "other" / "recipe.yaml").write_text(dump_recipe(absolute(made)))
