@@ -71,11 +71,8 @@ class RayCrew:
         thread.start()
         try:
             self._listen(channel, heard, ended)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            self._wind_up(channel, heard, ended)
-            raise stop
         except BaseException as error:
-            if not isinstance(error, Exception):  # SIGTERM
+            if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
                 self._wind_up(channel, heard, ended)
             raise
         finally:
@@ -118,8 +115,8 @@ class RayCrew:
             while self._unheard:
                 last, has_started = time.monotonic(), True
                 report = self._unheard.popleft()
-                if report.kind == "failed":
-                    raise _raised(report)
+                if report.error is not None:
+                    raise report.error
                 heard(report)
             if is_over:
                 _check(ended[0])
@@ -208,11 +205,6 @@ def _worker(config: dict[str, Any]) -> None:
 def _own_files(job: Job) -> Path:
     """Where Ray Train may keep its own files while it works."""
     return job.folder.resolve() / ".ray-train"
-
-
-def _raised(report: Report) -> Exception:
-    assert report.error is not None
-    return report.error
 
 
 def _check(error: BaseException | None) -> None:

@@ -6,7 +6,7 @@ import importlib
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from rlhf.ports import Console, Team
 from rlhf.summary import Places
 
 if TYPE_CHECKING:
+    from cluster.ray_session import RaySession
     from cluster.tracker import WandbTracker
     from rlhf.chat import ChatTokenizer
     from rlhf.data import Prompts
@@ -47,25 +48,24 @@ class Outcome:
 @contextmanager
 def ray_team(recipe: Recipe, console: Console) -> Iterator[Team]:
     """The roles on Ray, which are started when first asked for; nothing of them is left when the block ends."""
-    from cluster.ray_session import RaySession
     from cluster.team import RayTeam
 
-    session = RaySession(recipe.cluster)
-    with ExitStack() as stack:
-        with console.task("start Ray"):
-            stack.enter_context(session)
-        try:
-            yield stack.enter_context(RayTeam(recipe, console, session.resources))
-        except Exception:
-            if session.log_dir is not None:
-                console.warn(f"the logs of Ray and of its workers are in {session.log_dir}")
-            raise
+    with own_ray(recipe, console) as session, RayTeam(recipe, console, session.resources) as team:
+        yield team
 
 
 @contextmanager
 def ray_crew(recipe: Recipe, console: Console) -> Iterator[Crew]:
     """Workers that train a model on Ray; nothing of them is left when the block ends."""
     from cluster.crew import RayCrew
+
+    with own_ray(recipe, console) as session:
+        yield RayCrew(recipe, console, session.resources.gpus)
+
+
+@contextmanager
+def own_ray(recipe: Recipe, console: Console) -> Iterator[RaySession]:
+    """Ray for as long as the block lasts; where its logs are is said if that fails."""
     from cluster.ray_session import RaySession
 
     session = RaySession(recipe.cluster)
@@ -73,7 +73,7 @@ def ray_crew(recipe: Recipe, console: Console) -> Iterator[Crew]:
         with console.task("start Ray"):
             stack.enter_context(session)
         try:
-            yield RayCrew(recipe, console, session.resources.gpus)
+            yield session
         except Exception:
             if session.log_dir is not None:
                 console.warn(f"the logs of Ray and of its workers are in {session.log_dir}")
@@ -98,7 +98,7 @@ def run(
     from cluster.tracker import WandbTracker
     from rlhf.chat import ChatTokenizer
     from rlhf.data import load_prompts
-    from rlhf.kept_prompts import PROMPTS, read_prompts, write_prompts
+    from rlhf.kept_prompts import read_prompts, write_prompts
     from rlhf.stages.context import Context
     from rlhf.stages.model_context import ModelContext
     from rlhf.store import RunStore
@@ -107,15 +107,11 @@ def run(
     with ExitStack() as stack:
         store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
         stale = outdated(recipe, store, stages, console)
-        todo: list[Stage] = [stage for stage in stages if stage in stale or not store.done(stage)]
-        for stage in stages:
-            if stage not in todo:
-                console.say(f"{stage}: done before, skipped")
-        if not todo:
+        making, aligning = left_to_do(store, stages, stale, console)
+        if not making + aligning:
             return _outcome(store, stages)
-        check_early(recipe, todo, has_prompts=(store.folder / PROMPTS).exists())
-        making: list[Stage] = [stage for stage in todo if stage in MODEL_STAGES]
-        aligning: list[Stage] = [stage for stage in todo if stage not in MODEL_STAGES]
+        kept = read_prompts(store.folder)
+        check_early(recipe, making + aligning, has_prompts=kept is not None)
         tracker: WandbTracker | None = None
 
         def track() -> WandbTracker:
@@ -138,12 +134,10 @@ def run(
         recipe = grounded(recipe, store)
         with console.task("prompts and checks"):
             chat = ChatTokenizer(recipe.model.path)
-            prompts = read_prompts(store.folder)
-            are_new = prompts is None
-            prompts = prompts or load_prompts(recipe.data, chat)
+            prompts = kept or load_prompts(recipe.data, chat)
             check(recipe, chat, prompts, aligning)
             tracker = track()
-            if are_new:
+            if kept is None:
                 write_prompts(store.folder, prompts)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
         placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in aligning)})
@@ -152,6 +146,19 @@ def run(
         for stage in aligning:
             run_stage(stage, Context(recipe, team, store, chat, prompts, tracker, console))
         return _outcome(store, stages, tracker)
+
+
+def left_to_do(
+    store: RunStore, stages: Sequence[Stage], stale: Collection[Stage], console: Console
+) -> tuple[list[Stage], list[Stage]]:
+    """(stages that make a model, stages that align it) that are not done, or are to be done again; says which are."""
+    todo = [stage for stage in stages if stage in stale or not store.done(stage)]
+    for stage in stages:
+        if stage not in todo:
+            console.say(f"{stage}: done before, skipped")
+    making: list[Stage] = [stage for stage in todo if stage in MODEL_STAGES]
+    aligning: list[Stage] = [stage for stage in todo if stage not in MODEL_STAGES]
+    return making, aligning
 
 
 def run_stage(stage: Stage, context: Context | ModelContext) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from requirements.install import ROOT
 from requirements.poems import write
-from requirements.steps import StepFailed, say
+from requirements.steps import StepFailed, exit_code, say
 
 DATA = ROOT / "data" / "domains"
 STAMP = DATA / "made.stamp"
@@ -35,19 +35,7 @@ def main() -> int:
     """The exit code: 0, or 1 with the failed step printed."""
     if STAMP.exists() and STAMP.read_text() == stamp():
         return 0
-    try:
-        make()
-    except StepFailed as error:
-        say(str(error))
-        return 1
-    except OSError as error:
-        remedy = "Free disk space, or make the folder writable for you, then run the same command again."
-        say(str(StepFailed(f"Writing {DATA}", str(error), remedy)))
-        return 1
-    except KeyboardInterrupt:
-        say("Stopped. Run the same command again to go on.")
-        return 130
-    return 0
+    return exit_code(make, DATA)
 
 
 def make() -> None:

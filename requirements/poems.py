@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from requirements.install import ROOT
-from requirements.steps import QUIET_S, StepFailed, run, say
+from requirements.steps import QUIET_S, StepFailed, exit_code, run, say
 
 DATA = ROOT / "data" / "tang"
 DOWNLOADS = DATA / ".download"
@@ -43,22 +43,15 @@ NPM_REMEDIES = (
 
 def main() -> int:
     """The exit code: 0, or 1 with the failed step printed."""
-    try:
-        if not RAW.exists():
-            fetch()
-        if not STAMP.exists() or STAMP.read_text() != rules_stamp():
-            make()
-    except StepFailed as error:
-        say(str(error))
-        return 1
-    except OSError as error:
-        remedy = "Free disk space, or make the folder writable for you, then run the same command again."
-        say(str(StepFailed(f"Writing {DATA}", str(error), remedy)))
-        return 1
-    except KeyboardInterrupt:
-        say("Stopped. Run the same command again to go on.")
-        return 130
-    return 0
+    return exit_code(leave_data, DATA)
+
+
+def leave_data() -> None:
+    """Leaves all files of the poems, and does nothing where they are there. Raises StepFailed and OSError."""
+    if not RAW.exists():
+        fetch()
+    if not STAMP.exists() or STAMP.read_text() != rules_stamp():
+        make()
 
 
 def fetch() -> None:

@@ -9,7 +9,7 @@ import collections
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 QUIET_S = 8.0  # something is said at least so often
@@ -41,6 +41,23 @@ class StepFailed(Exception):
 def say(text: str) -> None:
     """Prints a line at once, also into a pipe."""
     print(text, flush=True)
+
+
+def exit_code(work: Callable[[], None], folder: Path) -> int:
+    """0, or 1 with the failed step printed, or 130 after an interrupt. `folder` is what the work writes to."""
+    try:
+        work()
+    except StepFailed as error:
+        say(str(error))
+        return 1
+    except OSError as error:
+        remedy = "Free disk space, or make the folder writable for you, then run the same command again."
+        say(str(StepFailed(f"Writing {folder}", str(error), remedy)))
+        return 1
+    except KeyboardInterrupt:
+        say("Stopped. Run the same command again to go on.")
+        return 130
+    return 0
 
 
 def run(

@@ -10,7 +10,7 @@ from typing import Literal, assert_never
 
 import torch
 
-from configs.schema import KLConfig
+from configs.ppo import KLConfig
 
 Estimator = Literal["k1", "k2", "k3"]
 

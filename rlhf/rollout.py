@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from configs.schema import PPOConfig
+from configs.ppo import PPOConfig
 from rlhf.advantages import gae, group_advantages, group_loo, whiten
 from rlhf.kl import kl_estimate
 from rlhf.losses import importance_weights

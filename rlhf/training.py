@@ -97,15 +97,15 @@ class Job:
     folder: Path  # of the run
     start: Path  # the model to begin with, in Hugging Face layout
     tokenizer: Path  # the folder of its tokenizer, which goes with the trained model
-    num_embeddings: int | None  # the embedding grows to so many tokens; None: it stays
-    adapter: str | None  # LoRA under this name; None: the whole model
-    adapter_from: Path | None  # an adapter to begin with
     result: Path  # where the trained model goes
     data: TextData
     num_steps: int
     num_sample_tokens: int
     evaluate_every: int | None
     save_every: int
+    num_embeddings: int | None = None  # the embedding grows to so many tokens; None: it stays
+    adapter: str | None = None  # LoRA under this name; None: the whole model
+    adapter_from: Path | None = None  # an adapter to begin with
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import torch
 
-from configs.schema import KLConfig
+from configs.ppo import KLConfig
 from rlhf.kl import KLController, kl_estimate, kl_loss
 
 ESTIMATORS: tuple[Literal["k1", "k2", "k3"], ...] = ("k1", "k2", "k3")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from configs.schema import PPOConfig
+from configs.ppo import PPOConfig
 from rlhf.kl import kl_estimate
 from rlhf.rankings import normal_scores
 from rlhf.records import AnswerGroup, Rollout
