@@ -152,13 +152,11 @@ def left_to_do(
     store: RunStore, stages: Sequence[Stage], stale: Collection[Stage], console: Console
 ) -> tuple[list[Stage], list[Stage]]:
     """(stages that make a model, stages that align it) that are not done, or are to be done again; says which are."""
-    todo = [stage for stage in stages if stage in stale or not store.done(stage)]
+    todo: list[Stage] = [stage for stage in stages if stage in stale or not store.done(stage)]
     for stage in stages:
         if stage not in todo:
             console.say(f"{stage}: done before, skipped")
-    making: list[Stage] = [stage for stage in todo if stage in MODEL_STAGES]
-    aligning: list[Stage] = [stage for stage in todo if stage not in MODEL_STAGES]
-    return making, aligning
+    return [stage for stage in todo if stage in MODEL_STAGES], [stage for stage in todo if stage not in MODEL_STAGES]
 
 
 def run_stage(stage: Stage, context: Context | ModelContext) -> None:
