@@ -30,6 +30,14 @@ def token() -> Iterator[str]:
     kill_family(token)
 
 
+@pytest.fixture(autouse=True)
+def interrupts_come_through() -> Iterator[None]:
+    """A shell starts what it puts in the background with SIGINT ignored, and so would be all that the tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Started:
     """A run as a process of its own, on which a test can wait."""
 
