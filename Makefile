@@ -13,8 +13,8 @@ setup: ## make .venv from the lock, once
 	@test -n "$(PYTHON)" || { echo "FAILED: no Python 3.11 on the PATH. Install it with its headers: apt-get install python3.11 python3.11-venv python3.11-dev"; exit 1; }
 	@$(PYTHON) -m requirements.install
 
-test: setup ## run all tests
-	@$(BIN)/python -m pytest $(TESTS)
+test: setup ## run all tests, or TESTS="those named"
+	@$(BIN)/python -m pytest $(or $(TESTS),-n 2 --dist loadscope --durations=25)
 
 unit: setup ## run the tests that start no engine
 	@$(BIN)/python -m pytest -m "not ray and not vllm and not engine" $(TESTS)

@@ -9,13 +9,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-from ray.exceptions import RayError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.failures import WorkerRaised
 from configs.schema import Recipe
@@ -26,6 +25,7 @@ from rlhf.training import Job, Place, Report
 LOOK_S = 0.2  # between two looks at what was reported
 STOP_S = 20.0  # for the workers to save and leave, once they are told to stop
 CPU_OF_CHANNEL = 0.001
+CALLS_AT_ONCE = 4  # of the channel: fit, push, pull and stop
 
 
 class RayCrew:
@@ -55,71 +55,58 @@ class RayCrew:
         Raises TenfoldError as a worker raised it; PlacementError where workers do not start, are silent for
         `cluster.call_s`, or died too often.
         """
-        channel: Any = ray.remote(Channel).options(num_cpus=CPU_OF_CHANNEL, max_concurrency=1).remote()
-        ended: list[BaseException | None] = []
-        trainer = self._trainer(job, channel)
-
-        def fit() -> None:
-            try:
-                trainer.fit()
-                ended.append(None)
-            except BaseException as error:
-                ended.append(error)
-
-        thread = threading.Thread(target=fit, name="tenfold-train", daemon=True)
+        channel: Any = ray.remote(Channel).options(num_cpus=CPU_OF_CHANNEL, max_concurrency=CALLS_AT_ONCE).remote()
         self._unheard.clear()
-        thread.start()
         try:
-            self._listen(channel, heard, ended)
-        except BaseException as error:
-            if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
-                self._wind_up(channel, heard, ended)
-            raise
+            fitting = channel.fit.remote(self._plan(job), [ray.put(job)])
+            try:
+                self._listen(channel, heard, fitting)
+            except BaseException as error:
+                if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
+                    self._wind_up(channel, heard, fitting)
+                raise
+        except RayTaskError as error:
+            raise WorkerRaised(f"Ray Train raised {type(error.cause).__name__}: {error.cause}\n{error}") from error
+        except RayError as error:
+            raise PlacementError(
+                f"The actor that runs Ray Train is lost: {str(error).strip().splitlines()[0]}",
+                remedy="Check the memory of this node, then run the same command again: it goes on from the newest "
+                "checkpoint.",
+            ) from error
         finally:
             with contextlib.suppress(RayError):
-                ray.kill(channel)
+                ray.kill(channel)  # and with it all that Ray Train started for it
             shutil.rmtree(_own_files(job), ignore_errors=True)
 
-    def _trainer(self, job: Job, channel: Any) -> TorchTrainer:
+    def _plan(self, job: Job) -> Plan:
         cluster = self._recipe.cluster
-        backend = "nccl" if self._uses_gpus else "gloo"
-        return TorchTrainer(
-            _worker,
-            train_loop_config={
-                "job": ray.put(job),
-                "channel": channel,
-                "threads": cluster.threads,
-                "device": "cuda" if self._uses_gpus else "cpu",
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=self._num_workers,
-                use_gpu=self._uses_gpus,
-                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if self._uses_gpus else {}),
-                placement_strategy="PACK",
-            ),
-            torch_config=TorchConfig(backend=backend, timeout_s=cluster.call_s),
-            run_config=ray.train.RunConfig(
-                name=f"{job.recipe.name}-{job.stage}-{os.getpid()}",
-                storage_path=str(_own_files(job)),  # all nodes see the run folder
-                failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            ),
+        return Plan(
+            name=f"{job.recipe.name}-{job.stage}-{os.getpid()}",
+            folder=_own_files(job),
+            num_workers=self._num_workers,
+            cpus_per_worker=cluster.cpus_per_worker,
+            uses_gpus=self._uses_gpus,
+            threads=cluster.threads,
+            timeout_s=cluster.call_s,
+            max_failures=cluster.max_failures,
         )
 
-    def _listen(self, channel: Any, heard: Callable[[Report], None], ended: list[BaseException | None]) -> None:
+    def _listen(self, channel: Any, heard: Callable[[Report], None], fitting: Any) -> None:
         cluster = self._recipe.cluster
         began = last = time.monotonic()
         has_started, told = False, began
         while True:
-            is_over = bool(ended)
+            is_over = _is_done(fitting)
             self._unheard += ray.get(channel.pull.remote(), timeout=cluster.call_s)
             while self._unheard:
                 last, has_started = time.monotonic(), True
                 report = self._unheard.popleft()
                 if report.error is not None:
+                    ray.wait([fitting], timeout=STOP_S)  # Ray Train puts its things away
                     raise report.error
                 heard(report)
             if is_over:
-                _check(ended[0])
+                _check(ray.get(fitting))
                 return
             now = time.monotonic()
             if not has_started and now - began > cluster.wait_s:
@@ -140,14 +127,14 @@ class RayCrew:
                 self._console.say(f"waiting for the workers, {now - began:.0f} s")
             time.sleep(LOOK_S)
 
-    def _wind_up(self, channel: Any, heard: Callable[[Report], None], ended: list[BaseException | None]) -> None:
+    def _wind_up(self, channel: Any, heard: Callable[[Report], None], fitting: Any) -> None:
         """Lets the workers finish their step and save; what they report until then counts."""
         self._console.say("stopping: the workers finish their step and save")
         deadline = time.monotonic() + STOP_S
         with contextlib.suppress(RayError, TenfoldError):
             ray.get(channel.stop.remote(), timeout=STOP_S)
             while time.monotonic() < deadline:
-                is_over = bool(ended)
+                is_over = _is_done(fitting)
                 self._unheard += ray.get(channel.pull.remote(), timeout=STOP_S)
                 while self._unheard:
                     heard(self._unheard.popleft())
@@ -156,31 +143,87 @@ class RayCrew:
                 time.sleep(LOOK_S)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What Ray Train is asked for."""
+
+    name: str
+    folder: Path  # for Ray Train's own files; all nodes see it
+    num_workers: int
+    cpus_per_worker: float
+    uses_gpus: bool
+    threads: int | None
+    timeout_s: int
+    max_failures: int
+
+
 class Channel:
-    """What rank 0 reported and the controller has not read yet. An actor of its own: it outlives the workers."""
+    """What rank 0 reported and the controller has not read yet; and Ray Train itself.
+
+    Its `fit` blocks. In a thread of the controller it could be in the middle of a call while Ray is shut down there,
+    and the process would be aborted. With this actor ends all that it started.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # each call has a thread
         self._reports: list[Report] = []
         self._stops = False
 
+    def fit(self, plan: Plan, job: list[Any]) -> BaseException | None:
+        """Returns when Ray Train is done, with what it raised. `job`: a reference, in a list so that it stays one."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "job": job[0],
+                "channel": ray.get_runtime_context().current_actor,
+                "threads": plan.threads,
+                "device": "cuda" if plan.uses_gpus else "cpu",
+            },
+            scaling_config=ScalingConfig(
+                num_workers=plan.num_workers,
+                use_gpu=plan.uses_gpus,
+                resources_per_worker={"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.uses_gpus else {}),
+                placement_strategy="PACK",
+            ),
+            torch_config=TorchConfig(backend="nccl" if plan.uses_gpus else "gloo", timeout_s=plan.timeout_s),
+            run_config=RunConfig(
+                name=plan.name,
+                storage_path=str(plan.folder),
+                failure_config=FailureConfig(max_failures=plan.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            return error
+        return None
+
     def push(self, report: Report) -> bool:
         """Whether the work is to stop."""
-        self._reports.append(report)
-        return self._stops
+        with self._lock:
+            self._reports.append(report)
+            return self._stops
 
     def pull(self) -> list[Report]:
         """The reports since the last call."""
-        reports, self._reports = self._reports, []
-        return reports
+        with self._lock:
+            reports, self._reports = self._reports, []
+            return reports
 
     def stop(self) -> None:
         """Lets the next `push` ask for the end."""
-        self._stops = True
+        with self._lock:
+            self._stops = True
 
 
 def _worker(config: dict[str, Any]) -> None:
     """The whole work of one rank, in a process that Ray Train started."""
-    where = ray.train.get_context()
+    from ray.train import get_context
+
+    where = get_context()
     place = Place(where.get_world_rank(), where.get_world_size())
     cores = len(os.sched_getaffinity(0))
     threads = config["threads"] or max(cores // where.get_local_world_size(), 1)
@@ -200,6 +243,11 @@ def _worker(config: dict[str, Any]) -> None:
     except TenfoldError as error:
         # Ray Train would start all again, and the same error would come.
         tell(Report("failed", error=error))
+
+
+def _is_done(fitting: Any) -> bool:
+    done, _ = ray.wait([fitting], timeout=0)
+    return bool(done)
 
 
 def _own_files(job: Job) -> Path:

@@ -81,7 +81,7 @@ class RaySession:
                 num_cpus=self._num_cpus,  # pyright: ignore[reportArgumentType] - Ray takes fractions
                 num_gpus=self._num_gpus,
                 _temp_dir=str(self.log_dir),
-                _system_config=_NO_RECORDS,
+                _system_config=_SYSTEM_CONFIG,
                 **_QUIET,
             )
         except Exception as error:
@@ -129,11 +129,14 @@ _QUIET: dict[str, Any] = {
 
 # Nobody reads the records that Ray keeps of every call, and its servers would grow with them; so they do, if more
 # slowly, with each look at the memory of all processes, of which there would be four a second.
-_NO_RECORDS = {
+# Ray would run the workers at a niceness of 15: whatever else a machine does, down to another run's set-up, would take
+# their cores from them (4 % of them were left beside two busy processes), and a start ran into its limit of time.
+_SYSTEM_CONFIG = {
     "task_events_report_interval_ms": 0,
     "enable_metrics_collection": False,
     "event_stats": False,
     "memory_monitor_refresh_ms": 2000,
+    "worker_niceness": 0,
 }
 
 

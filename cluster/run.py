@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cluster.console import StreamConsole
 from cluster.tracker import sync_command
+from cluster.workplace import Workplace
 from configs.errors import ConfigError
 from configs.schema import MODEL_STAGES, STAGES, Recipe, Stage
 from rlhf.errors import DataError, StoreError, TenfoldError
@@ -45,55 +46,22 @@ class Outcome:
     places: Places
 
 
-@contextmanager
-def ray_team(recipe: Recipe, console: Console) -> Iterator[Team]:
-    """The roles on Ray, which are started when first asked for; nothing of them is left when the block ends."""
-    from cluster.team import RayTeam
-
-    with own_ray(recipe, console) as session, RayTeam(recipe, console, session.resources) as team:
-        yield team
-
-
-@contextmanager
-def ray_crew(recipe: Recipe, console: Console) -> Iterator[Crew]:
-    """Workers that train a model on Ray; nothing of them is left when the block ends."""
-    from cluster.crew import RayCrew
-
-    with own_ray(recipe, console) as session:
-        yield RayCrew(recipe, console, session.resources.gpus)
-
-
-@contextmanager
-def own_ray(recipe: Recipe, console: Console) -> Iterator[RaySession]:
-    """Ray for as long as the block lasts; where its logs are is said if that fails."""
-    from cluster.ray_session import RaySession
-
-    session = RaySession(recipe.cluster)
-    with ExitStack() as stack:
-        with console.task("start Ray"):
-            stack.enter_context(session)
-        try:
-            yield session
-        except Exception:
-            if session.log_dir is not None:
-                console.warn(f"the logs of Ray and of its workers are in {session.log_dir}")
-            raise
-
-
 def run(
     recipe: Recipe,
     console: StreamConsole,
     *,
     only: Sequence[Stage] | None = None,
     accept: Sequence[str] = (),
-    make_team: Callable[[Recipe, Console], AbstractContextManager[Team]] = ray_team,
-    make_crew: Callable[[Recipe, Console], AbstractContextManager[Crew]] = ray_crew,
+    session: RaySession | None = None,
+    make_team: Callable[[Recipe, Console], AbstractContextManager[Team]] | None = None,
+    make_crew: Callable[[Recipe, Console], AbstractContextManager[Crew]] | None = None,
 ) -> Outcome:
     """Runs the stages (those of the recipe, or `only` these) that the run store does not record as done.
 
-    `accept` names keys of the recipe that may differ from those that the run was begun with.
-    What can be checked without the team is checked before it is built. Whatever happens, the team, the tracker and
-    the store are closed, in this order. Raises TenfoldError.
+    `accept` names keys of the recipe that may differ from those that the run was begun with. `session` is a Ray to work
+    on that is there already; without it one is started, or reached, for this run.
+    What can be checked without the team is checked before it is built. Whatever happens, the team, the tracker,
+    Ray and the store are closed, in this order. Raises TenfoldError.
     """
     from cluster.tracker import WandbTracker
     from rlhf.chat import ChatTokenizer
@@ -112,6 +80,7 @@ def run(
             return _outcome(store, stages)
         kept = read_prompts(store.folder)
         check_early(recipe, making + aligning, has_prompts=kept is not None)
+        work = stack.enter_context(Workplace(recipe, console, session))
         tracker: WandbTracker | None = None
 
         def track() -> WandbTracker:
@@ -126,7 +95,7 @@ def run(
 
         if making:
             tracker = track()
-            with make_crew(recipe, console) as crew, stopping_is_said(console):
+            with (make_crew or work.crew)(recipe, console) as crew, stopping_is_said(console):
                 for stage in making:
                     run_stage(stage, ModelContext(recipe, crew, store, tracker, console))
         if not aligning:
@@ -141,7 +110,7 @@ def run(
                 write_prompts(store.folder, prompts)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
         placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in aligning)})
-        team = stack.enter_context(make_team(placed, console))
+        team = stack.enter_context((make_team or work.team)(placed, console))
         stack.enter_context(stopping_is_said(console))
         for stage in aligning:
             run_stage(stage, Context(recipe, team, store, chat, prompts, tracker, console))

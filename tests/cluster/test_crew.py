@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 from cluster.console import LineConsole
-from cluster.crew import RayCrew
 from cluster.ray_session import RaySession
 from cluster.run import run
 from configs.load import absolute, dump_recipe
-from configs.schema import ClusterConfig, Recipe
+from configs.schema import Recipe
 from rlhf.errors import DataError, PlacementError
-from rlhf.ports import Console
 from rlhf.store import RunStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -30,19 +27,9 @@ WORDS = ("the", "sea", "wind", "stone", "river", "light", "cloud", "tree")
 Go = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[RaySession]:
-    with RaySession(ClusterConfig(wait_s=120, call_s=120)) as opened:
-        yield opened
-
-
 @pytest.fixture
 def go(session: RaySession, monkeypatch: pytest.MonkeyPatch) -> Go:
     """Runs a recipe; `at` is called with each step that was logged."""
-
-    @contextmanager
-    def make_crew(recipe: Recipe, console: Console) -> Iterator[RayCrew]:
-        yield RayCrew(recipe, console, 0)
 
     def start(recipe: Recipe, at: Callable[[int], None] = lambda step: None, **options: Any) -> Path:
         log = RunStore.log
@@ -53,7 +40,7 @@ def go(session: RaySession, monkeypatch: pytest.MonkeyPatch) -> Go:
 
         with monkeypatch.context() as patch:
             patch.setattr(RunStore, "log", logs)
-            run(recipe, LineConsole(StringIO()), make_crew=make_crew, **options)
+            run(recipe, LineConsole(StringIO()), session=session, **options)
         return Path(recipe.runs) / recipe.name
 
     return start
@@ -85,7 +72,7 @@ def recipe(folder: Path, name: str, num_workers: int = 1, **keys: Any) -> Recipe
             "stages": ["pretrain"],
             "model": {"dtype": "float32"},
             "pretrain": {**section, **keys},
-            "cluster": {"threads": 1, "wait_s": 120, "call_s": 120, "workers": {"trainer": num_workers}},
+            "cluster": {"threads": 1, "wait_s": 50, "call_s": 120, "workers": {"trainer": num_workers}},
             "tracker": {"mode": "disabled"},
         }
     )
@@ -112,13 +99,9 @@ def kill_a_worker() -> None:
 def undisturbed(session: RaySession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing happened to."""
 
-    @contextmanager
-    def make_crew(recipe: Recipe, console: Console) -> Iterator[RayCrew]:
-        yield RayCrew(recipe, console, 0)
-
     folder = tmp_path_factory.mktemp("undisturbed")
     made = recipe(folder, "plain")
-    run(made, LineConsole(StringIO()), make_crew=make_crew)
+    run(made, LineConsole(StringIO()), session=session)
     return Path(made.runs) / made.name
 
 
@@ -168,6 +151,6 @@ def test_what_a_worker_finds_wrong_is_told_once_and_not_tried_again(go: Go, undi
 
 def test_workers_that_cannot_be_placed_are_told_within_the_deadline(go: Go, tmp_path: Path) -> None:
     made = recipe(tmp_path, "wide", num_workers=3)
-    wide = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": 900.0, "wait_s": 12})})
+    wide = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": 900.0, "wait_s": 5})})
     with pytest.raises(PlacementError, match="3 workers of 900"):
         go(wide)

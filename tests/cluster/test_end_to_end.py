@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.console import LineConsole
+from cluster.ray_session import RaySession
 from cluster.run import Outcome, run
 from tests.recipes import tiny_recipe
 
@@ -30,7 +31,7 @@ def rows(outcome: Outcome, stage: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["stage"] == stage]
 
 
-def test_the_five_stages_from_prompts_to_a_judged_policy(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_five_stages_from_prompts_to_a_judged_policy(session: RaySession, tiny_model: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(
         tiny_model,
         tmp_path,
@@ -43,7 +44,7 @@ def test_the_five_stages_from_prompts_to_a_judged_policy(tiny_model: Path, tmp_p
         },
         tracker={"mode": "offline"},
     )
-    outcome = run(recipe, LineConsole())
+    outcome = run(recipe, LineConsole(), session=session)
     assert list(outcome.results) == ["sample", "rank", "reward", "ppo", "evaluate"]
     assert outcome.results["sample"]["num_answers"] == 80
     assert outcome.results["ppo"]["num_steps"] == 2
@@ -56,13 +57,15 @@ def test_the_five_stages_from_prompts_to_a_judged_policy(tiny_model: Path, tmp_p
     assert second.keys() >= NAMES, NAMES - second.keys()
     assert any(name.startswith("memory/generator-0") for name in second)
     assert 0 <= outcome.results["evaluate"]["win_rate_low"] <= outcome.results["evaluate"]["win_rate_high"] <= 1  # type: ignore[operator]
-    again = run(recipe, LineConsole())
+    again = run(recipe, LineConsole(), session=session)
     assert again.results == outcome.results
 
 
-def test_separate_groups_and_two_workers_give_the_steps_of_one_shared_group(tiny_model: Path, tmp_path: Path) -> None:
+def test_separate_groups_and_two_workers_give_the_steps_of_one_shared_group(
+    session: RaySession, tiny_model: Path, tmp_path: Path
+) -> None:
     common: dict[str, Any] = {"stages": ["ppo"], "ppo": {"score": "rules"}, "tracker": {"mode": "disabled"}}
-    shared = run(tiny_recipe(tiny_model, tmp_path, name="shared", **common), LineConsole())
+    shared = run(tiny_recipe(tiny_model, tmp_path, name="shared", **common), LineConsole(), session=session)
     separate = run(
         tiny_recipe(
             tiny_model,
@@ -72,6 +75,7 @@ def test_separate_groups_and_two_workers_give_the_steps_of_one_shared_group(tiny
             **common,
         ),
         LineConsole(),
+        session=session,
     )
     for one, two in zip(rows(shared, "ppo"), rows(separate, "ppo"), strict=True):
         for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "policy/grad_norm"):

@@ -26,11 +26,10 @@ ONE = GroupPlan("one", ("generator",), (2,), cpus=0.25, gpus=0)
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[PlacementGroup]:
-    with RaySession(CONFIG):
-        home = reserve(Placement((PAIR, ONE)), 30, SilentConsole())
-        yield home
-        remove_placement_group(home)
+def home(session: RaySession) -> Iterator[PlacementGroup]:
+    home = reserve(Placement((PAIR, ONE)), 30, SilentConsole())
+    yield home
+    remove_placement_group(home)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.console import LineConsole
 from cluster.export import export_run
+from cluster.ray_session import RaySession
 from cluster.run import run
 from rlhf.disk import file_hash
 from rlhf.errors import StoreError
@@ -29,7 +30,7 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
     return corpus, pairs
 
 
-def test_raw_text_becomes_a_model_that_answers_and_that_ppo_takes(tmp_path: Path) -> None:
+def test_raw_text_becomes_a_model_that_answers_and_that_ppo_takes(session: RaySession, tmp_path: Path) -> None:
     corpus, pairs = write_texts(tmp_path)
     recipe = tiny_recipe(
         "",
@@ -55,7 +56,7 @@ def test_raw_text_becomes_a_model_that_answers_and_that_ppo_takes(tmp_path: Path
         ppo={"score": "rules", "num_steps": 1},
         tracker={"mode": "offline"},
     )
-    outcome = run(recipe, LineConsole())
+    outcome = run(recipe, LineConsole(), session=session)
     assert list(outcome.results) == ["pretrain", "sft", "ppo"]
     folder = Path(outcome.places.run)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -64,11 +65,11 @@ def test_raw_text_becomes_a_model_that_answers_and_that_ppo_takes(tmp_path: Path
     assert ppo["sampling/logp_difference_max"] < 1e-3 and ppo["objective/kl"] == pytest.approx(0.0, abs=1e-3)
     policy = json.loads((folder / "models" / "policy" / "adapter_config.json").read_text())
     assert policy["r"] == 4
-    again = run(recipe, LineConsole())
+    again = run(recipe, LineConsole(), session=session)
     assert again.results == outcome.results
 
 
-def test_later_stages_say_so_where_the_model_they_stand_on_is_not_made(tmp_path: Path) -> None:
+def test_later_stages_say_so_where_the_model_they_stand_on_is_not_made(session: RaySession, tmp_path: Path) -> None:
     corpus, _ = write_texts(tmp_path)
     recipe = tiny_recipe(
         "",
@@ -81,11 +82,11 @@ def test_later_stages_say_so_where_the_model_they_stand_on_is_not_made(tmp_path:
         },
     )
     with pytest.raises(StoreError, match="stand on what `pretrain` makes"):
-        run(recipe, LineConsole(), only=["sample"])
+        run(recipe, LineConsole(), session=session, only=["sample"])
 
 
 def test_a_domain_adapter_goes_from_sft_through_ppo_to_plain_peft_on_an_unchanged_base(
-    tiny_model: Path, tmp_path: Path
+    session: RaySession, tiny_model: Path, tmp_path: Path
 ) -> None:
     _, pairs = write_texts(tmp_path)
     before = file_hash(tiny_model / "model.safetensors")
@@ -98,7 +99,7 @@ def test_a_domain_adapter_goes_from_sft_through_ppo_to_plain_peft_on_an_unchange
         ppo={"score": "rules", "num_steps": 2, "advantage": "group", "kl": {"where": "loss"}},
         tracker={"mode": "disabled"},
     )
-    outcome = run(recipe, LineConsole())
+    outcome = run(recipe, LineConsole(), session=session)
     assert outcome.results["sft"]["result"] == "law"
     folder = Path(outcome.places.run)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -48,7 +48,7 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "plasma" in name.lower() or name.startswith("ray")}
 
 
-def test_a_session_leaves_no_process_no_file_and_no_shared_memory() -> None:
+def a_session_leaves_no_process_no_file_and_no_shared_memory() -> None:
     before, memory_before = {process.pid for process in psutil.Process().children(recursive=True)}, shared_memory()
     token = Path.home() / ".ray" / "auth_token"
     had_token = token.exists()
@@ -68,7 +68,7 @@ def test_a_session_leaves_no_process_no_file_and_no_shared_memory() -> None:
     assert token.exists() == had_token
 
 
-def test_logs_are_kept_when_the_run_fails() -> None:
+def logs_are_kept_when_the_run_fails() -> None:
     with pytest.raises(ZeroDivisionError), RaySession(ClusterConfig(), num_cpus=1) as session:
         _ = 1 / 0
     assert not ray.is_initialized()
@@ -76,7 +76,7 @@ def test_logs_are_kept_when_the_run_fails() -> None:
     shutil.rmtree(session.log_dir)
 
 
-def test_of_a_session_that_is_killed_nothing_runs_on_and_the_next_one_deletes_the_rest(parent: Path) -> None:
+def of_a_session_that_is_killed_nothing_runs_on_and_the_next_one_deletes_the_rest() -> None:
     before = snapshot()
     driver = subprocess.Popen([sys.executable, "-c", SESSION], stdout=subprocess.PIPE, text=True)
     with driver:
@@ -94,3 +94,18 @@ def test_of_a_session_that_is_killed_nothing_runs_on_and_the_next_one_deletes_th
         assert sessions() == [session.log_dir]
         assert [process for process in family if process.is_running()] == []
     assert sessions() == [] and left_behind(before) == []
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        a_session_leaves_no_process_no_file_and_no_shared_memory,
+        logs_are_kept_when_the_run_fails,
+        of_a_session_that_is_killed_nothing_runs_on_and_the_next_one_deletes_the_rest,
+    ],
+    ids=lambda what: what.__name__,
+)
+def test_in_a_process_of_its_own(what: Callable[[], None], parent: Path) -> None:
+    code = f"from {__name__} import {what.__name__} as what; what()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr

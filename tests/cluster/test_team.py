@@ -11,7 +11,6 @@ import torch
 from cluster.placement import Resources
 from cluster.ray_session import RaySession
 from cluster.team import RayTeam
-from configs.schema import ClusterConfig
 from rlhf.errors import PlacementError
 from rlhf.ports import Team
 from rlhf.records import AnswerGroup, Rollout, Sampling
@@ -23,12 +22,6 @@ from tests.recipes import tiny_recipe
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 WORKERS = {"trainer": 2, "generator": 2}
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[RaySession]:
-    with RaySession(ClusterConfig()) as session:
-        yield session
 
 
 @pytest.fixture(scope="module")

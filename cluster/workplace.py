@@ -1,0 +1,76 @@
+"""Where the workers of a run are: one Ray, from when it is first needed until the run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from configs.schema import Recipe
+from rlhf.ports import Console, Team
+
+if TYPE_CHECKING:
+    from cluster.ray_session import RaySession
+    from rlhf.stages.model_context import Crew
+
+
+class Workplace:
+    """The one Ray of a run. Where its logs are is said if the block fails.
+
+    One for all stages, and no more than one for a process if it can be: callbacks of a Ray that was shut down come
+    later, and can abort the process while it runs another (Ray 2.56; one time in some twenty).
+    """
+
+    def __init__(self, recipe: Recipe, console: Console, session: RaySession | None = None) -> None:
+        """`session`: a Ray that is there already, and stays."""
+        self._recipe, self._console, self._session = recipe, console, session
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def session(self) -> RaySession:
+        """Ray, started or reached by the first call."""
+        if self._session is None:
+            self._session = self._stack.enter_context(own_ray(self._recipe, self._console))
+        return self._session
+
+    @contextmanager
+    def team(self, recipe: Recipe, console: Console) -> Iterator[Team]:
+        """The roles, which are started when first asked for; nothing of them is left when the block ends."""
+        from cluster.team import RayTeam
+
+        with RayTeam(recipe, console, self.session.resources) as team:
+            yield team
+
+    @contextmanager
+    def crew(self, recipe: Recipe, console: Console) -> Iterator[Crew]:
+        """Workers that train a model together; nothing of them is left when the block ends."""
+        from cluster.crew import RayCrew
+
+        yield RayCrew(recipe, console, self.session.resources.gpus)
+
+
+@contextmanager
+def own_ray(recipe: Recipe, console: Console) -> Iterator[RaySession]:
+    """Ray for as long as the block lasts; where its logs are is said if that fails."""
+    from cluster.ray_session import RaySession
+
+    session = RaySession(recipe.cluster)
+    with ExitStack() as stack:
+        with console.task("start Ray"):
+            stack.enter_context(session)
+        try:
+            yield session
+        except Exception:
+            if session.log_dir is not None:
+                console.warn(f"the logs of Ray and of its workers are in {session.log_dir}")
+            raise
