@@ -46,7 +46,8 @@ class LearnerConfig(Section):
 class DataConfig(Section):
     """Prompts, split once by hash into train and held-out."""
 
-    prompts: str | tuple[str, ...] = ()  # JSONL or Parquet files (globs allowed), or "chatterbot:coding,trivia"
+    # JSONL or Parquet files (globs allowed), "hub:owner/name/files" or "chatterbot:coding,trivia"
+    prompts: str | tuple[str, ...] = ()
     system: str | None = None  # a system message put before each prompt that has none
     held_out: Share = 0.2
     limit: Positive | None = None  # use at most so many prompts

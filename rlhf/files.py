@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlhf.errors import DataError
+from rlhf.hub import HUB, hub_files
 
 
 def matching_files(pattern: str, kinds: Sequence[str], *, named: str, remedy: str) -> list[Path]:
-    """The files of a path or glob, in order of names.
+    """The files of a path, a glob or a data set on a hub (see `hub_files`), in order of names.
 
     Args:
         kinds: endings that can be read.
@@ -22,9 +23,7 @@ def matching_files(pattern: str, kinds: Sequence[str], *, named: str, remedy: st
 
     Raises DataError if there is none, or one of another kind.
     """
-    path = Path(pattern)
-    paths = [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]
-    paths = [path for path in paths if path.is_file()]
+    paths = hub_files(pattern, kinds, named=named) if pattern.startswith(HUB) else _matching_here(pattern)
     if not paths:
         raise DataError(f"{named} matches no file in {Path.cwd()}.", remedy="Give a path or a glob that does.")
     for path in paths:
@@ -35,6 +34,12 @@ def matching_files(pattern: str, kinds: Sequence[str], *, named: str, remedy: st
                 remedy=remedy,
             )
     return paths
+
+
+def _matching_here(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    paths = [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]
+    return [path for path in paths if path.is_file()]
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
