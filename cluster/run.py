@@ -302,4 +302,9 @@ def places(folder: Path, tracker: str = "", sync: str = "") -> Places:
     if not tracker and offline:
         tracker = str(offline[-1])
         sync = sync_command(folder, offline[-1].name.split("-")[3])  # offline-run-TIME-ID, and a number at times
-    return Places(str(folder), str(adapter) if adapter.is_dir() else "", tracker, sync)
+    made = (path for path in sorted(folder.glob("models/*")) if path.is_dir() and path != adapter)
+    models = tuple((_MADE.get(path.name, f"adapter {path.name}"), str(path)) for path in made)
+    return Places(str(folder), str(adapter) if adapter.is_dir() else "", tracker, sync, models)
+
+
+_MADE = {"base": "pretrained model", "sft": "aligned model"}  # folders under models/

@@ -42,6 +42,7 @@ class Places:
     adapter: str = ""  # folder of the policy's adapter
     tracker: str = ""  # folder or address of the W&B run
     sync: str = ""  # the command that uploads it
+    models: tuple[tuple[str, str], ...] = ()  # (what it is, folder) of what pretrain and sft made
 
 
 def page(name: str, results: Mapping[str, Results], places: Places, next_steps: Sequence[str] = ()) -> RenderableType:
@@ -254,6 +255,7 @@ def _places(places: Places) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     named = {
         "run folder": places.run,
+        **dict(places.models),
         "policy adapter": places.adapter,
         "W&B run": places.tracker,
         "upload it": places.sync,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.console import LineConsole
-from cluster.run import Outcome, exit_code, run
+from cluster.run import Outcome, exit_code, places, run
 from configs.errors import ConfigError
 from configs.schema import ALIGNMENT, Recipe
 from rlhf.errors import DataError, ScoreError
@@ -213,3 +213,11 @@ def test_a_reward_that_is_nan_is_told_and_what_was_committed_is_kept(
     assert "the score nan" in told and "on_bad_score=drop" in told
     with RunStore.open(recipe.runs, recipe) as store:
         assert store.done("reward") and len(store.rankings(0)) == 8
+
+
+def test_the_models_that_a_run_made_are_named_among_its_places(tmp_path: Path) -> None:
+    for name in ("base", "sft", "law", "policy"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    found = places(tmp_path)
+    assert [what for what, _ in found.models] == ["pretrained model", "adapter law", "aligned model"]
+    assert found.adapter == str(tmp_path / "models" / "policy")

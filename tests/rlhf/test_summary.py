@@ -123,8 +123,9 @@ def test_null_in_the_place_of_a_number_is_a_dash() -> None:
 
 
 def test_places_that_are_known_are_shown_and_others_left_out() -> None:
-    text = printed({}, Places("runs/demo", adapter="runs/demo/models/policy"))
-    assert "policy adapter" in text
+    places = Places("runs/demo", adapter="runs/demo/models/policy", models=(("aligned model", "runs/demo/models/sft"),))
+    text = printed({}, places)
+    assert "policy adapter" in text and "aligned model" in text and "runs/demo/models/sft" in text
     assert "W&B run" not in text
     assert "tenfold show runs/demo" in text
 
