@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Workplace:
     """The one Ray of a run. Where its logs are is said if the block fails.
 
-    One for all stages, and no more than one for a process if it can be: callbacks of a Ray that was shut down come
-    later, and can abort the process while it runs another (Ray 2.56; one time in some twenty).
+    One for all stages, and no more than one for a process if it can be: a process that had shut several down was seen
+    to be aborted, minutes later, in a thread that it had from an earlier one (Ray 2.60, a mutex that was gone).
     """
 
     def __init__(self, recipe: Recipe, console: Console, session: RaySession | None = None) -> None:
