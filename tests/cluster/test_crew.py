@@ -72,7 +72,7 @@ def recipe(folder: Path, name: str, num_workers: int = 1, **keys: Any) -> Recipe
             "stages": ["pretrain"],
             "model": {"dtype": "float32"},
             "pretrain": {**section, **keys},
-            "cluster": {"threads": 1, "wait_s": 50, "call_s": 120, "workers": {"trainer": num_workers}},
+            "cluster": {"threads": 1, "wait_s": 120, "call_s": 120, "workers": {"trainer": num_workers}},
             "tracker": {"mode": "disabled"},
         }
     )
