@@ -58,7 +58,7 @@ class RayCrew:
         channel: Any = ray.remote(Channel).options(num_cpus=CPU_OF_CHANNEL, max_concurrency=CALLS_AT_ONCE).remote()
         self._unheard.clear()
         try:
-            fitting = channel.fit.remote(self._plan(job), [ray.put(job)])
+            fitting = channel.fit.remote(self._options(job), [ray.put(job)])
             try:
                 self._listen(channel, heard, fitting)
             except BaseException as error:
@@ -75,12 +75,14 @@ class RayCrew:
             ) from error
         finally:
             with contextlib.suppress(RayError):
-                ray.kill(channel)  # and with it all that Ray Train started for it
+                ray.kill(
+                    channel
+                )  # its workers die with it; what Ray Train reserved for them is given back when the run ends
             shutil.rmtree(_own_files(job), ignore_errors=True)
 
-    def _plan(self, job: Job) -> Plan:
+    def _options(self, job: Job) -> FitOptions:
         cluster = self._recipe.cluster
-        return Plan(
+        return FitOptions(
             name=f"{job.recipe.name}-{job.stage}-{os.getpid()}",
             folder=_own_files(job),
             num_workers=self._num_workers,
@@ -144,7 +146,7 @@ class RayCrew:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FitOptions:
     """What Ray Train is asked for."""
 
     name: str
@@ -161,7 +163,7 @@ class Channel:
     """What rank 0 reported and the controller has not read yet; and Ray Train itself.
 
     Its `fit` blocks. In a thread of the controller it could be in the middle of a call while Ray is shut down there,
-    and the process would be aborted. With this actor ends all that it started.
+    and the process could be aborted. With this actor end the processes that it started.
     """
 
     def __init__(self) -> None:
@@ -169,7 +171,7 @@ class Channel:
         self._reports: list[Report] = []
         self._stops = False
 
-    def fit(self, plan: Plan, job: list[Any]) -> BaseException | None:
+    def fit(self, options: FitOptions, job: list[Any]) -> Exception | None:
         """Returns when Ray Train is done, with what it raised. `job`: a reference, in a list so that it stays one."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -179,20 +181,20 @@ class Channel:
             train_loop_config={
                 "job": job[0],
                 "channel": ray.get_runtime_context().current_actor,
-                "threads": plan.threads,
-                "device": "cuda" if plan.uses_gpus else "cpu",
+                "threads": options.threads,
+                "device": "cuda" if options.uses_gpus else "cpu",
             },
             scaling_config=ScalingConfig(
-                num_workers=plan.num_workers,
-                use_gpu=plan.uses_gpus,
-                resources_per_worker={"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.uses_gpus else {}),
+                num_workers=options.num_workers,
+                use_gpu=options.uses_gpus,
+                resources_per_worker={"CPU": options.cpus_per_worker} | ({"GPU": 1} if options.uses_gpus else {}),
                 placement_strategy="PACK",
             ),
-            torch_config=TorchConfig(backend="nccl" if plan.uses_gpus else "gloo", timeout_s=plan.timeout_s),
+            torch_config=TorchConfig(backend="nccl" if options.uses_gpus else "gloo", timeout_s=options.timeout_s),
             run_config=RunConfig(
-                name=plan.name,
-                storage_path=str(plan.folder),
-                failure_config=FailureConfig(max_failures=plan.max_failures),
+                name=options.name,
+                storage_path=str(options.folder),
+                failure_config=FailureConfig(max_failures=options.max_failures),
             ),
         )
         try:
@@ -255,7 +257,7 @@ def _own_files(job: Job) -> Path:
     return job.folder.resolve() / ".ray-train"
 
 
-def _check(error: BaseException | None) -> None:
+def _check(error: Exception | None) -> None:
     if error is None:
         return
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})

@@ -60,8 +60,8 @@ def run(
 
     `accept` names keys of the recipe that may differ from those that the run was begun with. `session` is a Ray to work
     on that is there already; without it one is started, or reached, for this run.
-    What can be checked without the team is checked before it is built. Whatever happens, the team, the tracker,
-    Ray and the store are closed, in this order. Raises TenfoldError.
+    What can be checked without the team is checked before it is built. Whatever happens, the team, Ray, the
+    tracker and the store are closed, in this order. Raises TenfoldError.
     """
     from cluster.tracker import WandbTracker
     from rlhf.chat import ChatTokenizer
@@ -80,7 +80,7 @@ def run(
             return _outcome(store, stages)
         kept = read_prompts(store.folder)
         check_early(recipe, making + aligning, has_prompts=kept is not None)
-        work = stack.enter_context(Workplace(recipe, console, session))
+        work = Workplace(recipe, console, stack, session)
         tracker: WandbTracker | None = None
 
         def track() -> WandbTracker:

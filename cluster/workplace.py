@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from configs.schema import Recipe
 from rlhf.ports import Console, Team
@@ -16,25 +15,15 @@ if TYPE_CHECKING:
 
 
 class Workplace:
-    """The one Ray of a run. Where its logs are is said if the block fails.
+    """The one Ray of a run, which ends with the stack. Where its logs are is said if that fails.
 
     One for all stages, and no more than one for a process if it can be: a process that had shut several down was seen
     to be aborted, minutes later, in a thread that it had from an earlier one (Ray 2.60, a mutex that was gone).
     """
 
-    def __init__(self, recipe: Recipe, console: Console, session: RaySession | None = None) -> None:
+    def __init__(self, recipe: Recipe, console: Console, stack: ExitStack, session: RaySession | None = None) -> None:
         """`session`: a Ray that is there already, and stays."""
-        self._recipe, self._console, self._session = recipe, console, session
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        self._stack.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        self._recipe, self._console, self._stack, self._session = recipe, console, stack, session
 
     @property
     def session(self) -> RaySession:

@@ -43,11 +43,10 @@ def hub_files(source: str, kinds: Sequence[str], *, named: str) -> list[Path]:
 
 def _fetch(name: str, revision: str | None, wanted: list[str], named: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the library raises its own errors, and those of what it speaks HTTP with
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{named}: the hub did not give it: {reason}",

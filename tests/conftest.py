@@ -22,7 +22,8 @@ from tests.tiny import make_tiny_model
 
 # A server on a free port; it says its address and ends with its input.
 OBJECT_STORE = """
-import sys
+import logging, sys
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line per request
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()

@@ -151,6 +151,6 @@ def test_what_a_worker_finds_wrong_is_told_once_and_not_tried_again(go: Go, undi
 
 def test_workers_that_cannot_be_placed_are_told_within_the_deadline(go: Go, tmp_path: Path) -> None:
     made = recipe(tmp_path, "wide", num_workers=3)
-    wide = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": 900.0, "wait_s": 5})})
+    wide = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": 900.0, "wait_s": 12})})
     with pytest.raises(PlacementError, match="3 workers of 900"):
         go(wide)

@@ -1,7 +1,4 @@
-"""However a run is ended, nothing of it is left on the machine, and it goes on from where it was.
-
-That nothing is left of one that ends by itself, or by kill -9, is seen by the test of `tenfold chaos`.
-"""
+"""However a run ends, nothing of it is left on the machine, and it goes on from where it was."""
 
 from __future__ import annotations
 
@@ -77,7 +74,9 @@ class Started:
         return self._events.read_text().splitlines() if self._events.exists() else []
 
 
-def test_a_run_that_is_told_to_leave_or_fails_leaves_nothing(tiny_model: Path, tmp_path: Path, token: str) -> None:
+def test_a_run_that_is_told_to_leave_or_fails_or_ends_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, token: str
+) -> None:
     recipe = tiny_recipe(
         tiny_model,
         tmp_path,
@@ -117,3 +116,9 @@ def test_a_run_that_is_told_to_leave_or_fails_leaves_nothing(tiny_model: Path, t
     assert code == 2, failing.log.read_text()
     kept = [line for line in left() if "the folder of a Ray" not in line]  # its logs are kept, which was said
     assert kept == [] and "the logs of Ray and of its workers are in" in failing.log.read_text()
+
+    ending = Started(token, run, "resume", str(run), "ppo.num_steps=12", "--accept", "ppo.num_steps")
+    code, _ = ending.leave()
+    assert code == 0, ending.log.read_text()
+    assert [line for line in left() if "the folder of a Ray" not in line] == []
+    assert json.loads((run / "manifest.json").read_text())["session"]["how"] == "done"

@@ -19,7 +19,7 @@ from configs.schema import Recipe
 from rlhf.compare import differences
 from rlhf.step_journal import StepJournal
 from rlhf.store import RunStore
-from tests.recipes import merged, tiny_recipe
+from tests.recipes import tiny_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]
 
@@ -75,48 +75,49 @@ def test_reward_training_and_ppo_with_a_critic_resume_bit_for_bit(go: Go, tiny_m
     assert differences(whole, go(halted)) == []
 
 
-GROUP: dict[str, Any] = {
-    "stages": ["ppo"],
-    "ppo": {"num_steps": 6, "score": "rules", "advantage": "group", "kl": {"where": "loss"}, "save_every": 3},
-    "learner": {"zero_stage": 2},
-    "tracker": {"mode": "disabled"},
-}
-
-
-@pytest.fixture(scope="module")
-def whole_group(session: RaySession, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run of GROUP, whose journal has the answers of all steps."""
-    recipe = tiny_recipe(tiny_model, tmp_path_factory.mktemp("group"), name="whole", **GROUP)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepJournal, "drop_below", lambda self, step: None)
-        return Path(run(recipe, LineConsole(StringIO()), session=session).places.run)
-
-
-def test_ppo_with_group_advantages_resumes_bit_for_bit(
-    go: Go, whole_group: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    halted = tiny_recipe(tiny_model, tmp_path, name="halted", **GROUP)
+def test_ppo_with_group_advantages_resumes_bit_for_bit(go: Go, tiny_model: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "stages": ["ppo"],
+        "ppo": {
+            "num_steps": 6,
+            "score": "rules",
+            "advantage": "group",
+            "kl": {"where": "loss"},
+            "save_every": 3,
+        },
+        "tracker": {"mode": "disabled"},
+    }
+    whole = go(tiny_recipe(tiny_model, tmp_path, name="whole", **changes))
+    halted = tiny_recipe(tiny_model, tmp_path, name="halted", **changes)
     go(halted, stop_at=("ppo", 4))
-    assert differences(whole_group, go(halted)) == []
+    assert differences(whole, go(halted)) == []
 
 
 def test_two_workers_resumed_as_one_and_back_learn_the_same_from_the_same_answers(
-    go: Go, whole_group: Path, tiny_model: Path, tmp_path: Path
+    go: Go, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = merged(GROUP, {"ppo": {"save_every": 2}})
+    changes: dict[str, Any] = {
+        "stages": ["ppo"],
+        "ppo": {"num_steps": 6, "score": "rules", "save_every": 2},
+        "learner": {"zero_stage": 2},
+        "tracker": {"mode": "disabled"},
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(StepJournal, "drop_below", lambda self, step: None)  # so that all answers can be used again
+        whole = go(tiny_recipe(tiny_model, tmp_path, name="whole", **changes))
 
     def with_workers(num: int) -> Recipe:
         return tiny_recipe(tiny_model, tmp_path, name="mixed", cluster={"workers": {"trainer": num}}, **changes)
 
     mixed = Path(with_workers(2).runs) / "mixed"
     with RunStore.open(with_workers(2).runs, with_workers(2)):
-        shutil.copytree(whole_group / "journal", mixed / "journal", dirs_exist_ok=True)
+        shutil.copytree(whole / "journal", mixed / "journal", dirs_exist_ok=True)
     go(with_workers(2), stop_at=("ppo", 3))
     go(with_workers(1), stop_at=("ppo", 5), accept=("cluster.workers",))
     go(with_workers(2), accept=("cluster.workers",))
     with (
         RunStore.open(mixed.parent, with_workers(2)) as two,
-        RunStore.open(whole_group.parent, load_recipe(whole_group / "recipe.yaml")) as one,
+        RunStore.open(whole.parent, load_recipe(whole / "recipe.yaml")) as one,
     ):
         assert_close(one, two)
 
@@ -127,5 +128,5 @@ def assert_close(one: RunStore, two: RunStore) -> None:
     for name, tensor in first.tensors.items():
         torch.testing.assert_close(second.tensors[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
     for a, b in zip(one.metrics("ppo"), two.metrics("ppo"), strict=True):
-        for name in ("objective/scores", "objective/kl", "loss/policy_avg", "policy/grad_norm"):
+        for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "policy/grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-5), name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_ray_is_started_when_first_needed_and_once_for_all_stages(events: list[str], tmp_path: Path) -> None:
     recipe, console = tiny_recipe("model", tmp_path), SilentConsole()
-    with Workplace(recipe, console) as work:
+    with ExitStack() as stack:
+        work = Workplace(recipe, console, stack)
         assert events == []
         with work.crew(recipe, console):
             pass
@@ -50,6 +51,8 @@ def test_ray_is_started_when_first_needed_and_once_for_all_stages(events: list[s
 
 def test_a_ray_that_was_there_stays(events: list[str], tmp_path: Path) -> None:
     recipe, console = tiny_recipe("model", tmp_path), SilentConsole()
-    with Workplace(recipe, console, SESSION) as work, work.team(recipe, console):
-        assert work.session is SESSION
+    with ExitStack() as stack:
+        work = Workplace(recipe, console, stack, SESSION)
+        with work.team(recipe, console):
+            assert work.session is SESSION
     assert events == []

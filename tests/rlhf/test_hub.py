@@ -25,6 +25,7 @@ FILES = {
     "data/train-0.jsonl": b'{"prompt": "one", "completion": "1"}\n',
     "data/train-1.jsonl": b'{"prompt": "two", "completion": "2"}\n',
     "data/test.jsonl": b'{"prompt": "three", "completion": "3"}\n',
+    "broken/train.json": b"[]",
 }
 
 
@@ -59,7 +60,8 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        breaks_off = path.endswith("broken/train.json")
+        self.send_header("Content-Length", str(len(body) + 1000 * breaks_off))
         self.end_headers()
         if with_body:
             self.wfile.write(body)
@@ -120,6 +122,7 @@ def test_prompts_and_conversations_come_from_a_hub_as_from_files(hub: str) -> No
         ("hub:pairs", "names no data set of a hub.*hub:OWNER/NAME"),
         ("hub:owner/other", "the hub did not give it.*Check the spelling"),
         ("hub:owner/pairs/data/dev*", r"no file that matches data/dev\*"),
+        ("hub:owner/pairs/broken/*", "the hub did not give it: peer closed connection"),
         ("hub:owner/pairs/README.md", "of a kind that is not known"),
     ],
 )
