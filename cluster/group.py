@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -38,6 +38,9 @@ class Group:
         """`beside`: workers of other groups that compute at the same time on the same node, and share its cores."""
         self.plan, self._config, self._beside = plan, config, beside
         self._order = threading.Lock()
+        self._num_calls, self._free = 0, threading.Condition()  # of roles, under way
+        self._stats: dict[str, dict[str, float]] = {}
+        self._stats_asked: dict[Any, int] = {}  # behind a call under way
         self._dead = ""
         device = "cuda" if plan.gpus else "cpu"
         kind = ray.remote(Worker)
@@ -84,17 +87,28 @@ class Group:
         return self._call(role, method, {rank: values}, keywords)[0]
 
     def stats(self) -> dict[str, dict[str, float]]:
-        """Memory of each worker in GiB, by `GROUP-RANK`."""
-        refs = self._submit("stats", [()] * self.plan.num_workers)
-        found = self._await(refs, "memory", self._config.call_s, "cluster.call_s")
-        return {f"{self.plan.name}-{rank}": stats for rank, stats in enumerate(found)}
+        """Memory of each worker in GiB, by `GROUP-RANK`; of workers at work, when they were last free after a call."""
+        at_work = self._num_calls > 0
+        if not self._stats_asked or not at_work:
+            self._stats_asked = self._submit("stats", [()] * self.plan.num_workers)
+        ready, _ = ray.wait(list(self._stats_asked), num_returns=self.plan.num_workers, timeout=0)
+        if len(ready) == self.plan.num_workers or not at_work:
+            asked, self._stats_asked = self._stats_asked, {}
+            found = self._await(asked, "memory", self._config.call_s, "cluster.call_s")
+            self._stats = {f"{self.plan.name}-{rank}": stats for rank, stats in enumerate(found)}
+        return self._stats
 
     def kill(self) -> None:
-        """Ends the workers: they may close what they started, then their processes are killed."""
+        """Ends the workers: they may close what they started, then their processes are killed.
+
+        Calls that other threads wait for end with them: when this returns, none of them is inside Ray any more.
+        """
         if not self._dead:
             refs = [worker.close.remote() for worker in self._workers]
             ray.wait(refs, num_returns=len(refs), timeout=CLOSE_S)
         self._kill("it was released")
+        with self._free:
+            self._free.wait_for(lambda: self._num_calls == 0, SETTLE_S)
 
     def _start(self) -> None:
         deadline = time.monotonic() + self._config.wait_s
@@ -130,8 +144,21 @@ class Group:
     ) -> list[Any]:
         wanted = range(self.plan.num_workers) if replies is None else replies
         asked = {rank: (role, method, rank in wanted, keywords, *own) for rank, own in values.items()}
-        refs = self._submit("call", list(asked.values()), list(asked))
-        return self._await(refs, f"{role}.{method}", self._config.call_s, "cluster.call_s")
+        with self._under_way():
+            refs = self._submit("call", list(asked.values()), list(asked))
+            return self._await(refs, f"{role}.{method}", self._config.call_s, "cluster.call_s")
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Counts a call for as long as the block lasts."""
+        with self._free:
+            self._num_calls += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._num_calls -= 1
+                self._free.notify_all()
 
     def _once(self, values: Values) -> Values:
         """The values as references, so that what goes to several workers is stored once."""

@@ -48,6 +48,7 @@ class Placement:
     """All groups of a run; their bundles are those of one Ray placement group."""
 
     groups: tuple[GroupPlan, ...]
+    overlaps: bool = False  # the generator writes while the others train (`ppo.max_staleness`)
 
     @property
     def bundles(self) -> list[dict[str, float]]:
@@ -67,10 +68,14 @@ class Placement:
         return len(homes) > len(set(homes))
 
     def beside(self, group: GroupPlan) -> int:
-        """Workers of other groups that compute at the same time: policy, critic and reference do; others take turns."""
-        if not AT_ONCE.intersection(group.roles):
+        """Workers of other groups that compute at the same time: policy, critic and reference do; others take turns.
+
+        Where generation overlaps with training, the generator's do as well.
+        """
+        at_once = AT_ONCE | {"generator"} if self.overlaps else AT_ONCE
+        if not at_once.intersection(group.roles):
             return 0
-        return sum(other.num_workers for other in self.groups if other != group and AT_ONCE.intersection(other.roles))
+        return sum(other.num_workers for other in self.groups if other != group and at_once.intersection(other.roles))
 
     def group_of(self, role: Role) -> GroupPlan:
         """The group that plays this role. Raises PlacementError if the recipe needs no such role."""
@@ -114,8 +119,8 @@ def place(recipe: Recipe, resources: Resources, roles: Collection[Role] | None =
     `roles` are those to place (None: `needed_roles(recipe)`). On GPUs a worker has one (a generator
     `generator.tensor_parallel` of them); where placement is shared, trainer and generator have half of the same one.
 
-    Raises PlacementError, saying what is missing, where the cluster has less, and for worker counts of groups that
-    this kind of placement does not have.
+    Raises PlacementError, saying what is missing, where the cluster has less, for worker counts of groups that this
+    kind of placement does not have, and where generation is to overlap with training on the same GPUs.
     """
     config = recipe.cluster
     asked_for = needed_roles(recipe) if roles is None else roles
@@ -123,7 +128,14 @@ def place(recipe: Recipe, resources: Resources, roles: Collection[Role] | None =
     gpus = _num_gpus(config, resources)
     _check_names(config, makes_model=any(stage in recipe.stages for stage in MODEL_STAGES))
     groups = (_shared if config.placement == "shared" else _separate)(recipe, wanted, gpus)
-    placement = Placement(groups)
+    placement = Placement(groups, overlaps="ppo" in recipe.stages and recipe.ppo.max_staleness > 0)
+    if placement.overlaps and placement.shares_gpus:
+        raise PlacementError(
+            f"ppo.max_staleness={recipe.ppo.max_staleness} with cluster.placement={config.placement}: the next answers "
+            "cannot be written while a step trains, since generator and trainer live on the same GPUs and take turns.",
+            limit=f"{recipe.generator.tensor_parallel} of the GPUs at least must be the generator's alone.",
+            remedy="Set cluster.placement=separate, or ppo.max_staleness=0.",
+        )
     _check_fit(config, placement, resources, gpus)
     return placement
 

@@ -154,6 +154,7 @@ def _what(stage: Stage, recipe: Recipe, prompts: Preview) -> str:
         return (
             f"{ppo.num_steps} steps of {ppo.num_prompts} prompts with {n} answers each "
             f"({ppo.num_prompts * n} answers a step), scored by {score}; "
+            f"{'the next answers are written while a step trains; ' if ppo.max_staleness else ''}"
             f"epochs: {ppo.epochs}, minibatches: {ppo.num_minibatches}, advantage: {ppo.advantage}"
         )
     num = _at_most(recipe.evaluate.num_prompts, cast(int | None, prompts["held_out"]))

@@ -46,6 +46,9 @@ class PPOConfig(Section):
 
     num_steps: Positive = 100
     num_prompts: Positive = 16  # per step; ten answers each
+    # How many updates an answer may be behind the policy that learns from it. 1: the next step's answers are written
+    # while this one trains, so a step takes max(generate, train). It needs a generator with GPUs of its own.
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
     epochs: Positive = 1
     num_minibatches: Positive = 1
     score: Literal["reward", "rules"] | dict[Literal["reward", "rules"], float] = "reward"
@@ -89,6 +92,11 @@ class PPOConfig(Section):
             raise ValueError(
                 f"critic_warmup_steps={self.critic_warmup_steps} with advantage={self.advantage}: there is no critic "
                 "to warm up; set it to 0"
+            )
+        if self.max_staleness and self.is_clip is None:
+            raise ValueError(
+                f"max_staleness={self.max_staleness} with is_clip=null: answers of an older policy need "
+                "importance weights; set ppo.is_clip (2.0), or max_staleness to 0"
             )
         if self.critic_warmup_steps >= self.num_steps:
             raise ValueError(

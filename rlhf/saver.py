@@ -1,4 +1,4 @@
-"""Slow writing beside the work: one piece at a time, whose error comes up at the next look."""
+"""Slow work beside the main thread's: one piece at a time, whose error comes up at the next look."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 class Saver:
     """Runs one piece of work in a thread; `then` follows in the thread that waits for it."""
 
-    def __init__(self, *, daemon: bool = False) -> None:
+    def __init__(self, *, daemon: bool = False, name: str = "tenfold-saver") -> None:
         """`daemon`: the interpreter may leave in the middle of the work; else it waits for its end."""
-        self._daemon = daemon
+        self._daemon, self._name = daemon, name
         self._thread: threading.Thread | None = None
         self._then: Callable[[], None] = _nothing
         self._error: BaseException | None = None
@@ -46,7 +46,7 @@ class Saver:
             self.seconds = time.perf_counter() - began
 
         self._then = then
-        self._thread = threading.Thread(target=run, name="tenfold-saver", daemon=self._daemon)
+        self._thread = threading.Thread(target=run, name=self._name, daemon=self._daemon)
         self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:

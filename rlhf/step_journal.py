@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ class StepJournal:
     """Results of phases by step, one JSON line each; on the disk when `add` returns.
 
     The unit of replay is one phase of one step: what stands here was finished and is used again, what does not is done
-    again from its start, from the same seeds.
+    again from its start, from the same seeds. Results may be added from several threads.
     """
 
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path, durable=True)
+        self._changing = threading.Lock()  # a row that is added while others are dropped would be lost
         self._found = {(row["step"], row["phase"]): row["result"] for row in self._journal.rows()}
 
     def find(self, step: int, phase: str) -> Row | None:
@@ -26,14 +28,17 @@ class StepJournal:
 
     def add(self, step: int, phase: str, result: Mapping[str, Any]) -> None:
         """Commits a result."""
-        self._journal.append([{"step": step, "phase": phase, "result": result}])
+        with self._changing:
+            self._journal.append([{"step": step, "phase": phase, "result": result}])
 
     def drop_below(self, step: int) -> None:
         """Forgets the steps below `step`: a checkpoint holds what became of them."""
-        self._found = {key: result for key, result in self._found.items() if key[0] >= step}
-        self._journal.keep(lambda row: row["step"] >= step)
+        with self._changing:
+            self._found = {key: result for key, result in self._found.items() if key[0] >= step}
+            self._journal.keep(lambda row: row["step"] >= step)
 
     def clear(self) -> None:
         """Forgets everything: the steps are about to be done in another way."""
-        self._found = {}
-        self._journal.keep(lambda row: False)
+        with self._changing:
+            self._found = {}
+            self._journal.keep(lambda row: False)

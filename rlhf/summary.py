@@ -8,7 +8,8 @@ It is made from the results that the stages left in the run store. Any of these 
     sample    num_prompts, num_answers, num_tokens, tokens_per_s, mean_length, ended_ratio
     rank      judge, num_groups, num_tied_groups
     reward    accuracy, accuracy_low, accuracy_high, tau, num_train, num_held_out, gain, bias
-    ppo       num_steps, first, last (metrics of that step), gap_mean, gap_max (nats), sync_share, times (phase -> s)
+    ppo       num_steps, first, last (metrics of that step), gap_mean, gap_max (nats), sync_share, times (phase -> s),
+              staleness (updates, where answers were written ahead)
     evaluate  judge, judge_trained_on, before, after (judge_score, greedy_judge_score, reward_score, kl, mean_length,
               ended_ratio, bits_per_byte), win_rate, win_rate_low, win_rate_high, num_prompts,
               examples ([{prompt, before, after}])
@@ -233,6 +234,11 @@ def _underneath(results: Mapping[str, Results]) -> Iterator[RenderableType]:
         lines.append(
             f"trainer and engine differ by {_value(ppo, 'gap_mean', _small)} nats a token on average, "
             f"{_value(ppo, 'gap_max', _small)} at most (0 would be the same model, bit for bit)"
+        )
+    if "staleness" in ppo:
+        lines.append(
+            f"the policy was {_value(ppo, 'staleness', _small)} updates ahead of its answers on average, since they "
+            "were written while it trained; that is in the difference, too"
         )
     if "sync_share" in ppo:
         lines.append(f"bringing the adapter to the engine took {_value(ppo, 'sync_share', share)} of a step")

@@ -92,14 +92,18 @@ def check_canary(
     }
 
 
-def check_versions(groups: Sequence[AnswerGroup], expected: int) -> None:
-    """Nothing, if every answer was written by the adapter of the `expected` version. Raises SyncError."""
+def check_versions(groups: Sequence[AnswerGroup], current: int, max_staleness: int = 0) -> None:
+    """Nothing, if an adapter of the version window, `current` - `max_staleness` to `current`, wrote every answer.
+
+    Raises SyncError.
+    """
+    window = f", and answers may be {max_staleness} behind it (ppo.max_staleness)" if max_staleness else ""
     for group in groups:
         for answer in group.answers:
-            if answer.version != expected:
+            if not current - max_staleness <= answer.version <= current:
                 raise SyncError(
                     f"An answer to the prompt {group.prompt.id} was written by adapter version {answer.version}.",
-                    limit=f"The policy is at version {expected}.",
+                    limit=f"The policy is at version {current}{window}.",
                     remedy="An update or a sync went missing: resume the run from its checkpoint.",
                 )
 

@@ -8,19 +8,17 @@ import torch
 
 from rlhf.data import PromptStream
 from rlhf.errors import StoreError
-from rlhf.journal import group_from_row, group_to_row
 from rlhf.judges import checked_scores, make_scorer
 from rlhf.kl import KLController
 from rlhf.phases import Phases
 from rlhf.ports import Reference, Scorer
 from rlhf.records import AnswerGroup, RoleState, Rollout
 from rlhf.rollout import make_rollout, needs_old_logprobs, needs_ref_logprobs, penalised_scores, rank_groups
-from rlhf.seeds import request_seed
+from rlhf.stages.answers import Answers
 from rlhf.stages.context import Context
 from rlhf.stages.evaluate import InLoop
-from rlhf.stages.sample import ROUND
 from rlhf.step_journal import StepJournal
-from rlhf.sync import check_versions, sync
+from rlhf.sync import sync
 from rlhf.together import together
 
 CANARY_TOKENS = 32
@@ -33,13 +31,16 @@ def run(context: Context) -> dict[str, object]:
     prepare(context)
     scorer = make_scorer(config.score, context.recipe, team)
     prompts = PromptStream(context.prompts.train, context.recipe.seed)
-    controller = KLController(config.kl)
-    start = restore(context, prompts, controller)
+    controller, answers = KLController(config.kl), Answers(context, prompts)
+    start = restore(context, prompts, controller, answers)
     in_loop, saving = InLoop(context), {}
     steps = store.steps("ppo")
-    with context.console.task("ppo", total=config.num_steps - start, unit="steps") as task:
+    with answers, context.console.task("ppo", total=config.num_steps - start, unit="steps") as task:
         for step in range(start, config.num_steps):
             phase = Phases(task, store.events, "ppo", step)
+            if config.max_staleness:
+                with phase("wait_for_answers"):
+                    answers.settle(step)  # the generator takes an adapter only while it does not write
             with phase("sync"):
                 # Also at the first step of a resume, which so is no special case.
                 metrics = sync(
@@ -49,7 +50,8 @@ def run(context: Context) -> dict[str, object]:
                 with phase("evaluate"):
                     metrics |= in_loop.measure(step)
             with phase("generate"):
-                groups = answer(context, prompts, step, steps)
+                groups = answers.take(step)
+            answers.ask_ahead(step + 1)  # as far as they may be stale: the one difference to a loop in turns
             with phase("score"):
                 scored = score(context, scorer, groups, step, steps)
                 rollout = experience(context, *scored, step, controller)
@@ -57,13 +59,13 @@ def run(context: Context) -> dict[str, object]:
                 metrics |= update(context, rollout)
             controller.update(rollout.metrics.get("objective/kl", 0.0), len(rollout.scores))
             metrics |= dict(rollout.metrics) | {"objective/beta": rollout.beta}
-            metrics |= phase.metrics() | saving | team.stats()
+            metrics |= answers.metrics | phase.metrics() | saving | team.stats()
             context.tracker.log("ppo", step + 1, metrics)
             context.tracker.table("ppo", step + 1, "completions", COLUMNS, table(context, rollout))
             if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
                 # After the metrics: a step that a checkpoint counts as done has its row.
                 with phase("save"):
-                    store.save_checkpoint("ppo", step + 1, states(context), values(prompts, controller))
+                    store.save_checkpoint("ppo", step + 1, states(context, answers), values(answers, controller))
             # What saving took of this step, and beside it, stands in the next step's row.
             saving = {"time/save": phase.seconds.get("save", 0.0), "time/save_beside": store.settle(wait=False)}
             task.advance(
@@ -85,27 +87,6 @@ def prepare(context: Context) -> None:
         *(("reference",) if needs_ref_logprobs(config) else ()),
         *(("reward",) if context.recipe.uses_reward(("ppo",)) else ()),
     )
-
-
-def answer(context: Context, prompts: PromptStream, step: int, steps: StepJournal) -> list[AnswerGroup]:
-    """[P] groups of ten, written by the policy as it is now, and committed."""
-    batch = prompts.take(context.recipe.ppo.num_prompts)
-    adapter = context.team.policy.adapter()
-    found = steps.find(step, "generate")
-    if found is not None:
-        if found["adapter"] != adapter.checksum:
-            context.console.warn(
-                f"ppo step {step}: the answers that were committed are of a policy that differs in its last bits "
-                "(another number of workers, or another machine); they are used."
-            )
-        groups = [group_from_row(row) for row in found["groups"]]
-    else:
-        seeds = [request_seed(context.recipe.seed, "ppo", ROUND, step, prompt.id) for prompt in batch]
-        groups = context.team.generator.answer(batch, context.sampling, seeds)
-        rows = [group_to_row(group) for group in groups]
-        steps.add(step, "generate", {"adapter": adapter.checksum, "groups": rows})
-    check_versions(groups, adapter.version)
-    return groups
 
 
 def score(
@@ -183,7 +164,7 @@ def update(context: Context, rollout: Rollout) -> dict[str, float]:
     return policy_metrics | critic_metrics
 
 
-def restore(context: Context, prompts: PromptStream, controller: KLController) -> int:
+def restore(context: Context, prompts: PromptStream, controller: KLController, answers: Answers) -> int:
     """The step to go on with, every role as it was; at the beginning, reward model and critic get their start."""
     config, team, store = context.recipe.ppo, context.team, context.store
     reward: RoleState | None = None
@@ -213,23 +194,24 @@ def restore(context: Context, prompts: PromptStream, controller: KLController) -
     if config.advantage == "gae":
         team.critic.load_state(saved["critic"])
     prompts.load_state(_mapping(plain["prompts"]))
+    answers.load_state(saved)
     controller.load_state(_mapping(plain["kl"]))
     store.cut_metrics("ppo", step)
     context.console.say(f"ppo: going on from the checkpoint of step {step}")
     return step
 
 
-def states(context: Context) -> dict[str, RoleState]:
-    """The trained roles, by name."""
+def states(context: Context, answers: Answers) -> dict[str, RoleState]:
+    """The trained roles, by name, and where answers may be stale the adapter that writes the next ones."""
     roles = {"policy": context.team.policy.state()}
     if context.recipe.ppo.advantage == "gae":
         roles["critic"] = context.team.critic.state()
-    return roles
+    return roles | answers.state()
 
 
-def values(prompts: PromptStream, controller: KLController) -> dict[str, object]:
+def values(answers: Answers, controller: KLController) -> dict[str, object]:
     """What else shapes the future: data position and KL coefficient. Seeds are hashes of the step, so need no state."""
-    return {"prompts": prompts.state(), "kl": controller.state()}
+    return {"prompts": answers.position, "kl": controller.state()}
 
 
 def table(context: Context, rollout: Rollout) -> list[list[object]]:
@@ -255,11 +237,13 @@ def table(context: Context, rollout: Rollout) -> list[list[object]]:
 def results(context: Context) -> dict[str, object]:
     """What the summary shows, from the metrics of all steps, also those before a resume."""
     steps = [row for row in context.store.metrics("ppo") if "objective/scores" in row]
-    parts = ("time/sync_check", "time/sync_load", "time/save_beside")  # of the sync, and what no step waited for
+    # Of the sync, and what no step waited for.
+    parts = ("time/sync_check", "time/sync_load", "time/save_beside", "time/generate_beside")
     names = {key for row in steps for key in row if key.startswith("time/") and key not in parts}
     total = {key: sum(row.get(key, 0.0) for row in steps) for key in names}
     of_steps = total["time/step"] - total.get("time/evaluate", 0.0)
     gaps = [row for row in steps if "sampling/logp_difference_mean" in row]
+    ages = [row["sampling/staleness"] for row in steps if "sampling/staleness" in row]
     return {
         "num_steps": len(steps),
         "first": steps[0],
@@ -268,6 +252,7 @@ def results(context: Context) -> dict[str, object]:
         "gap_max": max((row["sampling/logp_difference_max"] for row in gaps), default=0.0),
         "sync_share": total["time/sync"] / of_steps,
         "save_share": total.get("time/save", 0.0) / of_steps,
+        **({"staleness": sum(ages) / len(ages)} if ages else {}),
         "times": {key.removeprefix("time/"): value for key, value in total.items()},
     }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -87,6 +90,31 @@ def test_memory_is_told_by_worker(pair: Group) -> None:
     stats = pair.stats()
     assert sorted(stats) == ["pair-0", "pair-1"]
     assert all(0.02 < worker["pss_gib"] < 2 for worker in stats.values())
+
+
+def test_while_a_call_is_under_way_memory_is_told_as_it_was_and_a_kill_ends_the_call(
+    home: PlacementGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_module, "CLOSE_S", 0.1)
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    for pipe in (begun, gate):
+        os.mkfifo(pipe)
+    group = Group(ONE, home, CONFIG)
+    group.ensure("echo", ECHO, "")
+    before = group.stats()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(group.call_all, "echo", "meet", begun, gate)
+        assert begun.read_text() == "begun"
+        assert group.stats() is before  # asked for behind the call
+        gate.write_text("go")
+        assert call.result() == ["go"]
+        after = group.stats()
+        assert after.keys() == before.keys() and after is not before
+        call = pool.submit(group.call_all, "echo", "meet", begun, gate)
+        assert begun.read_text() == "begun"
+        group.kill()
+        assert group._num_calls == 0
+        assert isinstance(call.exception(), WorkerLost)
 
 
 def test_a_worker_that_fails_does_not_leave_us_waiting_for_the_others(

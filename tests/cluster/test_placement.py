@@ -157,3 +157,28 @@ def test_workers_that_compute_at_the_same_time_share_the_cores(recipe: Any) -> N
     assert beside == {"policy": 2, "reference": 3, "reward": 0, "critic": 3, "generator": 0}
     shared = place(recipe(), CPU)
     assert [shared.beside(group) for group in shared.groups] == [0, 0]
+
+
+def test_where_generation_overlaps_the_generator_computes_beside_the_others(recipe: Any) -> None:
+    changes = {"stages": ["ppo"], "cluster": {"placement": "separate", "workers": {"generator": 2}}}
+    turns, overlapped = (place(recipe(ppo={"max_staleness": age}, **changes), CPU) for age in (0, 1))
+    assert {group.name: turns.beside(group) for group in turns.groups} == {
+        **{"policy": 2, "reference": 2, "critic": 2},
+        **{"reward": 0, "generator": 0},
+    }
+    assert {group.name: overlapped.beside(group) for group in overlapped.groups} == {
+        **{"policy": 4, "reference": 4, "critic": 4},
+        **{"reward": 0, "generator": 3},
+    }
+
+
+def test_generation_cannot_overlap_with_training_on_the_same_gpus(recipe: Any) -> None:
+    ahead = {"ppo": {"max_staleness": 1}}
+    with pytest.raises(
+        PlacementError, match=r"ppo\.max_staleness=1 with cluster\.placement=shared: .* take turns"
+    ) as told:
+        place(recipe(**ahead), Resources(cpus=16, gpus=1))
+    assert told.value.remedy == "Set cluster.placement=separate, or ppo.max_staleness=0."
+    assert place(recipe(**ahead), CPU).overlaps  # two processes on CPUs
+    assert place(recipe(**ahead, cluster={"placement": "separate"}), Resources(cpus=16, gpus=5)).overlaps
+    assert not place(recipe(**ahead, stages=["sample", "evaluate"]), Resources(cpus=16, gpus=1)).overlaps

@@ -48,6 +48,13 @@ def test_a_critic_warmup_without_critic_or_without_end_is_refused():
     assert "leaves no step" in refusal(ppo={"num_steps": 3, "critic_warmup_steps": 3})
 
 
+def test_stale_answers_without_importance_weights_are_refused_and_so_is_more_than_one_step():
+    assert "set ppo.is_clip (2.0)" in refusal(ppo={"max_staleness": 1, "is_clip": None})
+    assert "less than or equal to 1" in refusal(ppo={"max_staleness": 2})
+    Recipe.model_validate(BASE | {"ppo": {"max_staleness": 1}})
+    Recipe.model_validate(BASE | {"ppo": {"is_clip": None}})
+
+
 def test_rules_that_are_asked_for_must_be_listed():
     assert "lists no rules" in refusal(rules=[])
     only_ppo = {"stages": ["ppo"], "ppo": {"score": "reward"}, "rules": []}

@@ -1,8 +1,10 @@
 """What steps finished is found by the next process, until a checkpoint holds it."""
 
+from functools import partial
 from pathlib import Path
 
 from rlhf.step_journal import StepJournal
+from rlhf.together import together
 
 
 def test_results_are_found_by_step_and_phase_by_the_next_process(tmp_path: Path):
@@ -32,3 +34,15 @@ def test_a_torn_result_was_not_finished(tmp_path: Path):
     (tmp_path / "ppo.jsonl").write_bytes(data[:-4])
     again = StepJournal(tmp_path / "ppo.jsonl")
     assert again.find(0, "generate") == {"a": 1} and again.find(0, "score") is None
+
+
+def test_what_is_added_beside_the_forgetting_is_kept(tmp_path: Path):
+    journal = StepJournal(tmp_path / "ppo.jsonl")
+
+    def adds() -> None:
+        for step in range(100, 130):
+            journal.add(step, "generate", {"step": step})
+
+    together(adds, *(partial(journal.drop_below, step) for step in range(30)))
+    again = StepJournal(tmp_path / "ppo.jsonl")
+    assert [again.find(step, "generate") for step in range(100, 130)] == [{"step": step} for step in range(100, 130)]

@@ -92,6 +92,15 @@ def test_an_answer_of_another_version_stops_the_run_and_is_named() -> None:
         check_versions(groups, 2)
 
 
+def test_where_answers_may_be_stale_the_version_before_passes_and_no_other() -> None:
+    window = [group("a", answer(1, version=2)), group("b", answer(1, version=3))]
+    check_versions(window, 3, max_staleness=1)
+    with pytest.raises(SyncError, match=r"adapter version 2\. The policy is at version 4, and answers may be 1 behind"):
+        check_versions(window, 4, max_staleness=1)
+    with pytest.raises(SyncError, match=r"adapter version 3\. The policy is at version 2"):
+        check_versions(window, 2, max_staleness=1)
+
+
 # Continuing an adapter
 
 START = torch.tensor([2.0, 0.0, 0.0, -1.0, 0.0, 1.0, 0.0, -2.0])
