@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from io import StringIO
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.chaos import Follower
 from cluster.console import LineConsole
+from cluster.moments import key_of
 from cluster.ray_session import RaySession
 from cluster.run import run
 from configs.load import load_recipe
 from configs.schema import Recipe
 from rlhf.compare import differences
+from rlhf.events import EVENTS
 from rlhf.step_journal import StepJournal
 from rlhf.store import RunStore
 from tests.recipes import tiny_recipe
@@ -91,6 +95,36 @@ def test_ppo_with_group_advantages_resumes_bit_for_bit(go: Go, tiny_model: Path,
     halted = tiny_recipe(tiny_model, tmp_path, name="halted", **changes)
     go(halted, stop_at=("ppo", 4))
     assert differences(whole, go(halted)) == []
+
+
+def test_ppo_whose_answers_are_written_ahead_resumes_bit_for_bit(go: Go, tiny_model: Path, tmp_path: Path) -> None:
+    """In groups of their own, generator and policy are at work at the same time; on answers of the version before."""
+    changes: dict[str, Any] = {
+        "stages": ["ppo"],
+        "ppo": {
+            "num_steps": 6,
+            "max_staleness": 1,
+            "score": "rules",
+            "advantage": "group",
+            "kl": {"beta": 0.0},
+            "save_every": 3,
+        },
+        "cluster": {"placement": "separate"},
+        "tracker": {"mode": "disabled"},
+    }
+    whole = go(tiny_recipe(tiny_model, tmp_path, name="whole", **changes))
+    halted = tiny_recipe(tiny_model, tmp_path, name="halted", **changes)
+    go(halted, stop_at=("ppo", 4))
+    assert differences(whole, go(halted)) == []
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["sampling/staleness"] for row in rows] == [0, 1, 1, 1, 1, 1]
+    assert all(row["time/wait_for_answers"] >= 0 and row["memory/policy-0_pss_gib"] > 0 for row in rows)
+    assert all(row["time/generate_beside"] > 0 for row in rows[1:])
+    events = Follower(whole / EVENTS).read()
+    at = {(event["what"], *key_of(event)): place for place, event in enumerate(events)}
+    for step in range(5):
+        assert at["begin", "ppo", step + 1, "generate ahead"] < at["begin", "ppo", step, "update policy"]
+        assert at["end", "ppo", step + 1, "generate ahead"] < at["begin", "ppo", step + 1, "sync"]
 
 
 def test_two_workers_resumed_as_one_and_back_learn_the_same_from_the_same_answers(
