@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.cli_jobs import Detach, NoSecrets, OnCluster, add_jobs, resume_there
+from cluster.command import Accept, DryRun, Json, Overrides, RecipePath, RunName
+from cluster.command import leave as _exit
+from cluster.command import print_json as _print_json
 from cluster.console import StreamConsole, make_console
 
 if TYPE_CHECKING:
@@ -24,23 +27,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # a local variable may hold a secret
 )
-
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file of the run.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of a run in ./runs.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and start nothing.")]
-Accept = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--accept",
-        metavar="KEY",
-        help="A key (or section) of the recipe that may differ from what the run was begun with; repeatable.",
-    ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on standard output; the rest on standard error.")
-]
-
 
 STAGE_COMMANDS = {
     "run": "Run all stages of a recipe, in order. What is done is skipped.",
@@ -80,8 +66,14 @@ def resume(
         Path, typer.Option(help="The folder of run folders, for a run that is fetched from its mirror.")
     ] = Path("runs"),
     as_json: Json = False,
+    address: OnCluster = None,
+    detach: Detach = False,
+    no_secrets: NoSecrets = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its folder alone; or from its mirror (s3://...)."""
+    if address:
+        resume_there(run, overrides or [], accept or [], address, detach=detach, no_secrets=no_secrets, as_json=as_json)
+        return
     console = make_console(sys.stderr if as_json else sys.stdout)
     again = " ".join(["tenfold", "resume", run, *(overrides or [])])
 
@@ -201,6 +193,9 @@ def import_model(
         _exit(console, f"tenfold import-model {source} {dest}", work)
 
 
+add_jobs(app)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import PackageNotFoundError, version
@@ -301,17 +296,6 @@ def _next_steps(recipe: Recipe, folder: str) -> list[str]:
         "tenfold run RECIPE name=mine data.prompts=my_prompts.jsonl",
         "    the same on prompts of your own",
     ]
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _exit(console: StreamConsole, again: str, work: Callable[[], None]) -> None:
-    from cluster.run import exit_code
-
-    if code := exit_code(console, again, work):
-        raise typer.Exit(code)
 
 
 def main() -> None:

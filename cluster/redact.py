@@ -14,9 +14,14 @@ _SHAPE = re.compile(
 _SHORTEST = 8  # characters: a shorter value is a flag ("true"), and replacing it would garble the text
 
 
+def is_secret(name: str) -> bool:
+    """Whether a variable of that name is taken for a secret."""
+    return bool(_NAME.search(name))
+
+
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     """The text without secrets: values of secret-looking environment variables, known shapes of keys, URL passwords."""
     for name, value in (os.environ if environ is None else environ).items():
-        if len(value) >= _SHORTEST and _NAME.search(name):
+        if len(value) >= _SHORTEST and is_secret(name):
             text = text.replace(value, "***")
     return _SHAPE.sub("***", text)

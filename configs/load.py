@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
 
 from configs.errors import ConfigError
+from configs.model_stages import ConversationSource, CorpusSource
 from configs.problems import Tree, silently_converted, validation_problems
 from configs.schema import Recipe
+
+_Source = TypeVar("_Source", CorpusSource, ConversationSource)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,35 +64,49 @@ def difference(a: Recipe, b: Recipe) -> list[str]:
 
 def absolute(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, whether or not anything is there now, so that it means the same everywhere."""
+    return map_paths(recipe, lambda _, path: _absolute(path))
+
+
+def map_paths(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
+    """The recipe with `change(key, path)` in the place of each path that it names, but for `runs`."""
     prompts = recipe.data.prompts
     sources = (prompts,) if isinstance(prompts, str) else prompts
-    found = tuple(_absolute(source) for source in sources)
+    found = tuple(change("data.prompts", source) for source in sources)
     text, mirror = recipe.evaluate.text, recipe.checkpoints.mirror
     pretrain, sft = recipe.pretrain, recipe.sft
+
+    def moved(source: _Source, key: str) -> _Source:
+        return source.model_copy(update={"path": change(key, source.path)})
+
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
+            "model": recipe.model.model_copy(update={"path": change("model.path", recipe.model.path)}),
             "pretrain": pretrain.model_copy(
                 update={
-                    "sources": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in pretrain.sources),
-                    "tokenizer": pretrain.tokenizer and _absolute(pretrain.tokenizer),
-                    "cache": pretrain.cache and _absolute(pretrain.cache),
+                    "sources": tuple(moved(source, "pretrain.sources") for source in pretrain.sources),
+                    "tokenizer": pretrain.tokenizer and change("pretrain.tokenizer", pretrain.tokenizer),
+                    "cache": pretrain.cache and change("pretrain.cache", pretrain.cache),
                 }
             ),
-            "sft": sft.model_copy(
-                update={"sources": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in sft.sources)}
-            ),
-            "adapter_from": recipe.adapter_from and _absolute(recipe.adapter_from),
+            "sft": sft.model_copy(update={"sources": tuple(moved(source, "sft.sources") for source in sft.sources)}),
+            "adapter_from": recipe.adapter_from and change("adapter_from", recipe.adapter_from),
             "data": recipe.data.model_copy(update={"prompts": found[0] if isinstance(prompts, str) else found}),
-            "evaluate": recipe.evaluate.model_copy(update={"text": text and _absolute(text)}),
-            "checkpoints": recipe.checkpoints.model_copy(update={"mirror": mirror and _absolute(mirror)}),
+            "evaluate": recipe.evaluate.model_copy(update={"text": text and change("evaluate.text", text)}),
+            "checkpoints": recipe.checkpoints.model_copy(
+                update={"mirror": mirror and change("checkpoints.mirror", mirror)}
+            ),
         }
     )
 
 
+def is_elsewhere(path: str) -> bool:
+    """Whether it is no path: a URL, or the name of a package's or a hub's data."""
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path))
+
+
 def _absolute(path: str) -> str:
     """The path as it is seen from the root; a URL or the name of a package's data as it is."""
-    return path if not path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) else os.path.abspath(path)
+    return path if not path or is_elsewhere(path) else os.path.abspath(path)
 
 
 _ABSENT = object()

@@ -1,0 +1,173 @@
+"""`tenfold submit` against a real Ray head by address: followed to its end, looked at, stopped, resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.load import dump_recipe
+from tests.cluster.ray_head import RayHead, ray_head
+from tests.recipes import tiny_recipe
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+SECRET = "hush-0123456789-this-is-a-secret"
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder, ray_head(Path(folder)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def home(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory: Tenfold's own code, a recipe, its prompts and its model; all of it travels."""
+    folder = tmp_path_factory.mktemp("home")
+    for part in ("rlhf", "actors", "configs", "cluster"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(tiny_model, folder / "model")
+    recipe = tiny_recipe("model", folder, runs=str(folder / "there"), data={"prompts": "prompts.jsonl"})
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    return folder
+
+
+def tenfold(head: RayHead, home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """What the command did, from the working directory, with the head's address and token."""
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *words, "--address", head.address],
+        cwd=home,
+        env={name: value for name, value in head.environ.items() if name != "TENFOLD_TEST_HEAD"} | environ,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+def wait_until(what: str, true: object, limit_s: float = 200) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+
+
+def last_json(text: str) -> dict[str, object]:
+    return json.loads(text[text.index("{") :])
+
+
+def test_a_wrong_token_and_none_are_told_apart(head: RayHead, home: Path, tmp_path: Path) -> None:
+    wrong = tenfold(head, home, "status", "tiny", RAY_AUTH_TOKEN="f" * 64)
+    assert (
+        wrong.returncode == 2
+        and "does not take the token that was sent (403). It came from RAY_AUTH_TOKEN" in wrong.stdout
+    )
+    none = tenfold(head, home, "status", "tiny", HOME=str(tmp_path))
+    assert none.returncode == 2 and "wants a token (401), and none was sent" in none.stdout
+    there = tenfold(head, home, "status", "tiny")
+    assert there.returncode == 2 and "There is no job of a run 'tiny'" in there.stdout
+
+
+def test_a_recipe_is_submitted_and_followed_to_its_end_and_leaves_nothing(head: RayHead, home: Path) -> None:
+    before = set(head.processes())
+    done = tenfold(
+        head, home, "submit", "recipe.yaml", "evaluate.num_prompts=2", "--secret", "MY_SECRET", MY_SECRET=SECRET
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "job        tenfold-tiny-" in done.stdout and "ppo: done" in done.stdout
+    assert "W&B        " in done.stdout.splitlines()[-1]  # an offline folder, where no key goes along
+    run = home / "there" / "tiny"
+    assert (run / "models" / "policy" / "adapter_config.json").exists()
+    assert (home / "there" / "inputs" / "tiny" / "model" / "config.json").exists()
+    about = last_json(tenfold(head, home, "status", "tiny", "--json").stdout)
+    assert (about["state"], about["exit_code"], about["folder"]) == ("succeeded", 0, str(run))
+    assert "ppo: done" in tenfold(head, home, "logs", "tiny").stdout
+    stopped = tenfold(head, home, "stop", "tiny", "--json")
+    assert stopped.returncode == 0 and last_json(stopped.stdout)["was_over"] is True
+
+    kept = [path for path in head.folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    kept += [path for path in home.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    print("files that hold the secret:", kept)
+    assert SECRET not in done.stdout + done.stderr
+    assert not [path for path in kept if home in path.parents]
+    wait_until("the job's processes are gone", lambda: set(head.processes()) <= before | idle(head), 60)
+
+
+def idle(head: RayHead) -> set[int]:
+    """Workers that Ray keeps ready, which do nothing."""
+    return {
+        pid
+        for pid, process in head.processes().items()
+        if process.is_running() and process.name().startswith("ray::IDLE")
+    }
+
+
+def test_a_run_that_is_stopped_in_the_middle_leaves_nothing_and_goes_on(head: RayHead, home: Path) -> None:
+    before = set(head.processes())
+    words = ("submit", "recipe.yaml", "name=long", "ppo.num_steps=200", "--detach", "--json")
+    submitted = tenfold(head, home, *words)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    second = tenfold(head, home, *words)
+    assert second.returncode == 2 and "has a job at" in second.stderr
+    metrics = home / "there" / "long" / "metrics.jsonl"
+    wait_until(
+        "two steps of PPO",
+        lambda: (
+            metrics.exists()
+            and metrics.read_text().count('"stage":"ppo"') + metrics.read_text().count('"stage": "ppo"') >= 2
+        ),
+    )
+    assert last_json(tenfold(head, home, "status", "long", "--json").stdout)["state"] == "running"
+
+    stopped = tenfold(head, home, "stop", "long", "--json")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert last_json(stopped.stdout) | {"job": ""} == {
+        "run": "long", "job": "", "state": "stopped", "was_over": False, "left": None,
+    }  # fmt: skip
+    log = tenfold(head, home, "logs", "long").stdout
+    assert "stopping: closing the team" in log and "what was committed is kept" in log  # it closed by itself
+    manifest = json.loads((home / "there" / "long" / "manifest.json").read_text())
+    assert manifest["session"]["ended"] is not None and manifest["checkpoints"]["ppo"] >= 1
+    wait_until("the job's processes are gone", lambda: set(head.processes()) <= before | idle(head), 60)
+    assert actors_and_groups(head) == ""
+
+    steps = str(manifest["checkpoints"]["ppo"] + 2)
+    words = (
+        "resume",
+        "long",
+        f"ppo.num_steps={steps}",
+        "evaluate.num_prompts=2",
+        "--accept",
+        "ppo",
+        "--accept",
+        "evaluate",
+    )
+    resumed = tenfold(head, home, *words)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert last_json(tenfold(head, home, "status", "long", "--json").stdout)["state"] == "succeeded"
+
+
+def actors_and_groups(head: RayHead) -> str:
+    """The actors and placement groups that are not dead, as the cluster's own API lists them."""
+    code = """
+import sys
+from ray.util.state import list_actors, list_placement_groups
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+actors = [a for a in list_actors(sys.argv[1]) if a.state != "DEAD"]
+groups = [g for g in list_placement_groups(sys.argv[1]) if g.state != "REMOVED"]
+print(*actors, *groups)
+"""
+    command = [sys.executable, "-c", code, head.address]
+    return subprocess.run(
+        command, env=head.environ, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.strip()
