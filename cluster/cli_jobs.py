@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cluster.command import Accept, DryRun, Json, Overrides, RecipePath, leave, print_json
-from cluster.console import StreamConsole, make_console
-
-if TYPE_CHECKING:
-    from cluster.jobs import JobInfo, Jobs
-    from cluster.submit import Submission
+from cluster.console import make_console
+from cluster.job_console import follow_to_end, send_and_follow, show_plan
 
 _ADDRESS = typer.Option(
     metavar="URL", envvar="TENFOLD_ADDRESS", help="The head node's dashboard: http://HEAD:8265. TENFOLD_ADDRESS too."
@@ -43,7 +40,7 @@ Python = Annotated[str, typer.Option(metavar="PATH", help="The cluster's Python 
 
 def add_jobs(app: typer.Typer) -> None:
     """Gives `tenfold` these commands."""
-    for command in (submit, status, logs, stop):
+    for command in (submit, status, logs, stop, doctor):
         app.command()(command)
 
 
@@ -84,9 +81,9 @@ def submit(
         at = checked(address)
         submission = prepare(load_recipe(recipe, overrides or ()), asked)
         if dry_run:
-            _show_plan(console, submission, at, as_json)
+            show_plan(console, submission, at, as_json)
         else:
-            ended.append(_send(console, RayJobs(at), submission, detach, as_json))
+            ended.append(send_and_follow(console, RayJobs(at), submission, detach, as_json))
 
     with console:
         leave(console, " ".join(["tenfold", "submit", recipe, *(overrides or []), "--address", address]), work)
@@ -129,7 +126,7 @@ def logs(
         jobs = RayJobs(address)
         info = find_job(jobs, run)
         if follow:
-            ended.append(_follow(console, jobs, info.job_id, run))
+            ended.append(follow_to_end(console, jobs, info.job_id, run))
         else:
             console.say(jobs.logs(info.job_id).rstrip("\n"))
 
@@ -183,6 +180,43 @@ def stop(
     _leave_with([1] if left else [])
 
 
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="A cluster to look at, by a job there. Default: this machine.")
+    ] = None,
+    generator: Annotated[bool, typer.Option(help="Start vLLM with a tiny model, which takes half a minute.")] = True,
+    working_dir: WorkingDir = Path("."),
+    no_secrets: NoSecrets = False,
+    python: Python = "python",
+    as_json: Json = False,
+) -> None:
+    """Look at this machine or at a cluster: each line is ok, or says what to do. Exit code 1 if something is."""
+    console = make_console(sys.stderr if as_json else sys.stdout)
+    bad: list[int] = []
+
+    def work() -> None:
+        from cluster.checks import exit_code
+        from cluster.doctor import doctor_here, doctor_there, table
+        from cluster.ray_jobs import RayJobs, access
+        from cluster.submit import Asked
+
+        if address:
+            jobs = RayJobs(address)
+            asked = Asked(working_dir, no_secrets=no_secrets, python=python)
+            checks = doctor_there(jobs, access(jobs.address), asked, console, generates=generator)
+        else:
+            checks = doctor_here(console, generates=generator)
+        if as_json:
+            print_json([check.to_json() for check in checks])
+        else:
+            console.say(table(checks))
+        bad.append(exit_code(checks))
+
+    with console:
+        leave(console, "tenfold doctor", work)
+    _leave_with(bad)
+
+
 def resume_there(
     run: str,
     overrides: Sequence[str],
@@ -204,79 +238,11 @@ def resume_there(
 
         jobs = RayJobs(address)
         asked = Asked(Path("."), accept=tuple(accept), no_secrets=no_secrets)
-        ended.append(_send(console, jobs, prepare_resume(jobs, run, overrides, asked), detach, as_json))
+        ended.append(send_and_follow(console, jobs, prepare_resume(jobs, run, overrides, asked), detach, as_json))
 
     with console:
         leave(console, f"tenfold resume {run} --address {address}", work)
     _leave_with(ended)
-
-
-def _show_plan(console: StreamConsole, submission: Submission, address: str, as_json: bool) -> None:
-    if as_json:
-        print_json({"address": address, **submission.to_json()})
-    else:
-        console.say(f"What would be submitted to {address} (nothing was):\n{submission.told()}")
-
-
-def _send(console: StreamConsole, jobs: Jobs, submission: Submission, detach: bool, as_json: bool) -> int:
-    """The exit code, once the job is submitted and, unless detached, over."""
-    from cluster.job_watch import describe
-    from cluster.jobs import FOLDER
-    from cluster.ray_jobs import access, warnings_of
-    from cluster.submit import send
-
-    for line in warnings_of(jobs.address, access(jobs.address)):
-        console.warn(line)
-    send(jobs, submission, console)
-    job_id = submission.job.job_id
-    console.say(f"run        {submission.run}, in {submission.job.metadata[FOLDER]} on the cluster")
-    console.say(f"job        {job_id} at {jobs.address}")
-    if "WANDB_API_KEY" in submission.secret_names:
-        console.say("W&B        its link is in the log when the run begins, and in `tenfold status`")
-    else:
-        console.say("W&B        no WANDB_API_KEY goes along; without one on the cluster the run is kept offline")
-    console.say(f"           tenfold status|logs|stop|resume {submission.run} --address {jobs.address}")
-    code = 0
-    if not detach:
-        code = _follow(console, jobs, job_id, submission.run)
-    if as_json or not detach:
-        info = jobs.info(job_id)
-        about = describe(info, jobs.address, jobs.logs(job_id) if info.is_over else "")
-        if as_json:
-            print_json(about)
-        elif about["wandb"]:
-            console.say(f"W&B        {about['wandb']}")
-    return code
-
-
-def _follow(console: StreamConsole, jobs: Jobs, job_id: str, run: str) -> int:
-    """The exit code of a job that is followed to its end."""
-    from cluster.job_watch import Lines, follow
-
-    lines = Lines(console.say)
-    try:
-        info = follow(jobs, job_id, lines.write)
-    except KeyboardInterrupt:
-        console.say(
-            f"the job goes on: `tenfold logs {run} --follow` or `tenfold stop {run}`, with --address {jobs.address}"
-        )
-        return 0
-    finally:
-        lines.close()
-    return _tell_end(console, info)
-
-
-def _tell_end(console: StreamConsole, info: JobInfo) -> int:
-    if info.state == "SUCCEEDED":
-        console.say(f"{info.job_id}: done")
-        return 0
-    if info.state == "STOPPED":
-        console.say(f"{info.job_id}: stopped; what was committed is kept")
-        return 143
-    # The log has been printed already; the message repeats its end, unless the job never came so far.
-    why = "" if info.exit_code is not None else f": {info.message[-2000:]}"
-    console.error(f"{info.job_id} failed{f' with exit code {info.exit_code}' if info.exit_code else ''}{why}")
-    return info.exit_code or 1
 
 
 def _leave_with(codes: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from cluster.jobs import Job, JobError, JobInfo, Parts, State
 
 Access = Literal["open", "token", "unknown"]  # whether the job server asks who we are
 ASK_S = 10.0  # for a first answer
+NUM_LISTED = 10_000  # the most that Ray lists of a kind
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray takes them in the place of the address that it is given
 _Answer = TypeVar("_Answer")
@@ -92,11 +93,9 @@ class RayJobs:
         from ray.util.state import list_actors, list_placement_groups
 
         actors = [
-            actor
-            for actor in self._ask(lambda: list_actors(self._address, filters=[("job_id", "=", info.driver)]))
-            if actor.state != "DEAD"
+            actor for actor in self._all(list_actors, filters=[("job_id", "=", info.driver)]) if actor.state != "DEAD"
         ]
-        groups = self._ask(lambda: list_placement_groups(self._address, filters=[("creator_job_id", "=", info.driver)]))
+        groups = self._all(list_placement_groups, filters=[("creator_job_id", "=", info.driver)])
         return Parts(
             frozenset(f"{actor.class_name} {actor.actor_id}" for actor in actors),
             frozenset(group.placement_group_id for group in groups if group.state != "REMOVED"),
@@ -108,8 +107,11 @@ class RayJobs:
             return frozenset()
         from ray.util.state import list_workers
 
-        workers = self._ask(lambda: list_workers(self._address, filters=[("is_alive", "=", "True")], limit=10_000))
-        return processes & {(worker.node_id, worker.pid) for worker in workers}
+        # No filter: Ray takes what a filter leaves out for lost, and raises.
+        return processes & {(worker.node_id, worker.pid) for worker in self._all(list_workers) if worker.is_alive}
+
+    def _all(self, listing: Callable[..., list[Any]], **keywords: Any) -> list[Any]:
+        return self._ask(lambda: listing(self._address, limit=NUM_LISTED, raise_on_missing_output=False, **keywords))
 
     def _connect(self) -> Any:
         # What `ray job submit` does before it makes its client; without it no token is sent.

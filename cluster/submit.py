@@ -92,12 +92,10 @@ def prepare(recipe: Recipe, asked: Asked, environ: Mapping[str, str] = os.enviro
     packed = [file for place in places for file in place.files]
     there = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": "auto"})})
     command = [asked.python, "-m", "cluster.job_start", RECIPE]
-    folder = f"{recipe.runs.rstrip('/')}/{recipe.name}"
+    metadata = {RUN: recipe.name, FOLDER: f"{recipe.runs.rstrip('/')}/{recipe.name}"}
     secret_values = {} if asked.no_secrets else secrets_of(recipe, places, asked.secrets, environ)
-    return _submission(
-        command, recipe.name, folder, asked, places, packed, {RECIPE: dump_recipe(there).encode()}, secret_values,
-        environ,
-    )  # fmt: skip
+    written = {RECIPE: dump_recipe(there).encode()}
+    return _submission(command, metadata, asked, places, packed, written, secret_values, environ)
 
 
 def prepare_resume(
@@ -110,10 +108,16 @@ def prepare_resume(
     before = None if os.path.isabs(run) else find_job(jobs, run)
     folder = before.folder if before else run
     python = before.metadata.get(PYTHON, asked.python) if before else asked.python
-    name = os.path.basename(folder.rstrip("/"))
     command = [python, "-m", "cluster.cli", "resume", folder, *overrides]
+    return bare_submission(command, {RUN: os.path.basename(folder.rstrip("/")), FOLDER: folder}, asked, environ)
+
+
+def bare_submission(
+    command: Sequence[str], metadata: Mapping[str, str], asked: Asked, environ: Mapping[str, str] = os.environ
+) -> Submission:
+    """A command of Tenfold's as a job without a recipe."""
     secret_values = {} if asked.no_secrets else _chosen((WANDB_SECRET, *asked.secrets), asked.secrets, environ)
-    return _submission(command, name, folder, asked, [], [], {}, secret_values, environ)
+    return _submission(command, metadata, asked, [], [], {}, secret_values, environ)
 
 
 def send(jobs: Jobs, submission: Submission, console: Console) -> None:
@@ -158,8 +162,7 @@ def _chosen(names: Sequence[str], must: Sequence[str], environ: Mapping[str, str
 
 def _submission(
     command: Sequence[str],
-    name: str,
-    folder: str,
+    metadata: Mapping[str, str],
     asked: Asked,
     places: Sequence[Place],
     packed: Sequence[str],
@@ -181,10 +184,10 @@ def _submission(
         "TENFOLD_PLAIN": "1",
     }
     job = Job(
-        job_id=f"tenfold-{name}-{secrets.token_hex(4)}",
+        job_id=f"tenfold-{metadata[RUN]}-{secrets.token_hex(4)}",
         entrypoint=f"exec {shlex.join([*command, *accept])}",  # exec: SIGTERM reaches the run, and no shell stays
         runtime_env={"env_vars": variables},
-        metadata={RUN: name, FOLDER: folder, PYTHON: command[0]},
+        metadata={**metadata, PYTHON: command[0]},
     )
     files = tuple(files_of(asked.folder, [*packed, *asked.include]))
     return Submission(job, tuple(places), files, written, tuple(secret_values), asked.folder)
