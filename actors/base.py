@@ -8,22 +8,22 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
 
 # peft imports DeepSpeed, which otherwise warns on every start that it found no accelerator.
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
 
+from deepspeed.runtime.zero import GatheredParameters
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from actors.adapters import check_start
+from actors.load import load, load_spread, zero3_known
 from configs.schema import Dtype, LoraConfig, ModelConfig
 from rlhf.errors import ModelError
 from rlhf.records import Adapter
@@ -47,16 +47,31 @@ class Base:
     Always in evaluation mode with dropout off, so that two passes over the same tokens agree. Not thread-safe: one
     adapter is active at a time.
 
+    Args:
+        config: the decoder's folder and dtype.
+        lora: of all adapters.
+        seed: of adapters and heads that begin fresh.
+        device: None: CUDA where there is one.
+        spread: cut its weights over the ranks of the process group that exists, for a learner with ZeRO 3. It is then
+            loaded, merged and used by all ranks together, and none holds it whole.
+
     Raises ModelError for a folder that is missing or does not load, and for LoRA targets that the model lacks.
     """
 
     def __init__(
-        self, config: ModelConfig, lora: LoraConfig, *, seed: int, device: torch.device | str | None = None
+        self,
+        config: ModelConfig,
+        lora: LoraConfig,
+        *,
+        seed: int,
+        device: torch.device | str | None = None,
+        spread: bool = False,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.seed = seed
         self._lora = lora
-        self.model: Any = _load(config).to(self.device)
+        self.spread = spread
+        self.model: Any = load_spread(config) if spread else load(config).to(self.device)
         self.hidden_size: int = self.model.config.hidden_size
         self._targets = _targets(self.model, lora)
         self._peft: PeftModel | None = None
@@ -108,6 +123,9 @@ class Base:
         The decoder is then no frozen base any more: no adapter is on it, and no other role may stand on it.
         """
         assert self._peft is None, f"the base has adapters: {', '.join(self._adapters)}"
+        assert not self.spread or self.model.dtype == torch.float32, (
+            "a spread decoder stays in the dtype it was loaded in"
+        )
         self._autocast = self._dtype != torch.float32
         self.model.float().requires_grad_(True)
         return dict(self.model.named_parameters())
@@ -122,7 +140,8 @@ class Base:
         if num_embeddings <= before:
             return
         assert self._peft is None and not self.model.get_input_embeddings().weight.requires_grad
-        self.model.resize_token_embeddings(num_embeddings, mean_resizing=False)
+        with zero3_known(self.spread):
+            self.model.resize_token_embeddings(num_embeddings, mean_resizing=False)
         layers = {
             id(layer.weight): layer for layer in (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         }
@@ -131,12 +150,29 @@ class Base:
                 layer.weight[before:] = layer.weight[:before].float().mean(0).to(layer.weight.dtype)
         self.model.requires_grad_(False)
 
-    def merge(self, name: str) -> Any:
-        """The decoder with this adapter added to its weights for good; the base is of no other use then."""
-        assert self._peft is not None
-        merged = self._peft.merge_and_unload(adapter_names=[name])  # pyright: ignore[reportCallIssue]
-        self._peft, self._adapters, self._active = None, {}, None
-        return merged
+    def merged(self, name: str, *, keep: bool = True) -> dict[str, torch.Tensor]:
+        """The decoder's weights with this adapter added to them, on the CPU, by their names in its checkpoint.
+
+        Empty on a rank that does not `keep` them. One layer at a time, so that a spread decoder is never whole on a
+        device.
+        """
+        layers = {
+            f"{key}.base_layer.weight": module
+            for key, module in self.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        of_adapters = {id(parameter) for adapter in self._adapters.values() for parameter in adapter.values()}
+        tensors: dict[str, torch.Tensor] = {}
+        for key, weight in self.model.named_parameters():
+            if id(weight) in of_adapters:
+                continue
+            layer: Any = layers.get(key)
+            parts = [] if layer is None else [layer.lora_A[name].weight, layer.lora_B[name].weight]
+            with torch.no_grad(), GatheredParameters([weight, *parts]):
+                if keep:
+                    value = weight if layer is None else weight + layer.get_delta_weight(name).to(weight.dtype)
+                    tensors[key.replace(".base_layer.", ".")] = value.detach().to("cpu", copy=self.spread)
+        return tensors
 
     def parameters(self, name: str) -> Parameters:
         """The adapter's parameters, float32, by PEFT's names as in adapter_model.safetensors."""
@@ -218,39 +254,6 @@ class Base:
         for name, parameters in self._adapters.items():
             for parameter in parameters.values():
                 parameter.requires_grad_(name not in self._frozen)
-
-
-def _load(config: ModelConfig) -> nn.Module:
-    folder = Path(config.path)
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"model.path={config.path}: {'there is no config.json in it' if folder.is_dir() else 'no such folder'}.",
-            limit="A base is a folder in Hugging Face layout.",
-            remedy="Make one with `tenfold import-model SOURCE DEST`.",
-        )
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        settings = AutoConfig.from_pretrained(folder)
-        _without_dropout(settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=settings, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"model.path={config.path}: it does not load ({error}).",
-            limit="A base is a decoder-only model that transformers can load.",
-            remedy="Import it again with `tenfold import-model`.",
-        ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model.requires_grad_(False).eval()
-
-
-def _without_dropout(settings: PretrainedConfig) -> None:
-    for key, value in list(vars(settings).items()):
-        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
-            setattr(settings, key, 0.0)
 
 
 def _targets(model: Any, lora: LoraConfig) -> list[str]:

@@ -62,7 +62,8 @@ def make_engine(
 
     Args:
         trained: parameters, float32.
-        spread: modules whose parameters ZeRO 3 spreads; empty for the stages below.
+        spread: modules whose parameters ZeRO 3 spreads, or which are spread already; empty for the stages below. They
+            keep their dtypes: float32 adapters lie among the layers of a bfloat16 base.
         optimizer: rate, betas, clipping.
         zero_stage: 0 to 3.
     """
@@ -70,15 +71,13 @@ def make_engine(
         _groups(trained, optimizer.weight_decay), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps
     )
     # DeepSpeed wants an even number.
-    bucket_size = min(2 * sum(parameter.numel() for parameter in trained), LARGEST_BUCKET)
-    bfloat16 = any(p.dtype == torch.bfloat16 for module in spread if module is not None for p in module.parameters())
+    bucket_size = min(2 * sum(_numel(parameter) for parameter in trained), LARGEST_BUCKET)
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the learner marks the last micro-batch itself
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": bfloat16},
         # The defaults of the buckets are for whole models: 2 GB for each role.
         "zero_optimization": {
             "stage": zero_stage,
@@ -114,6 +113,11 @@ def _groups(trained: Sequence[nn.Parameter], weight_decay: float) -> list[dict[s
     others = [parameter for parameter in trained if _dimensions(parameter) <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Of the whole parameter."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

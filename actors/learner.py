@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ from actors.base import Base
 from actors.engine import SPREAD_WEIGHTS, attach, make_engine
 from configs.schema import LearnerConfig, OptimizerConfig
 from rlhf.errors import ModelError, StoreError
-from rlhf.forward import CHUNK, token_logprobs, token_values
+from rlhf.forward import token_logprobs, token_values, use_head_in_one_call
 from rlhf.records import Answer, AnswerGroup, Prompt, RoleState
 from rlhf.rows import MicroBatch, make_micro_batches
 
@@ -36,7 +36,7 @@ class Learner:
     """An optimizer over one adapter and its head, or over a whole model, on a process group that exists already.
 
     Collective: every rank of the group makes the same calls in the same order. A base that several roles share takes
-    ZeRO 0 to 2; ZeRO 3 spreads the base itself and needs it alone.
+    ZeRO 0 to 2; ZeRO 3 wants a base that is spread, and needs it alone.
 
     Args:
         base: the decoder, with `adapter` attached.
@@ -61,6 +61,7 @@ class Learner:
         num_updates: int | None = None,
     ) -> None:
         assert optimizer.schedule == "constant" or num_updates is not None, "a cosine ends somewhere"
+        assert base.spread == (learner.zero_stage == SPREAD_WEIGHTS), "ZeRO 3 is for a base that is spread, and only it"
         attach(rank, world_size)
         self.updates = 0
         self._has_moments = False  # DeepSpeed knows them from its first step on
@@ -68,7 +69,7 @@ class Learner:
         self._head, self._world_size = head, world_size
         self._name = adapter or "model"
         self._smallest = _one_token()
-        self._spread = learner.zero_stage == SPREAD_WEIGHTS
+        self._spread = base.spread
         if learner.gradient_checkpointing:
             base.enable_checkpointing()
         self._checkpointing = learner.gradient_checkpointing
@@ -76,13 +77,10 @@ class Learner:
         self._parameters: dict[str, nn.Parameter] = base.train_all() if adapter is None else base.parameters(adapter)
         if head is not None:
             self._parameters |= {f"head.{name}": parameter for name, parameter in head.named_parameters()}
-        spread = [base.model, head] if self._spread else []
+        spread: list[nn.Module] = []
+        if self._spread:
+            spread = [base.model, use_head_in_one_call(base.model) if head is None else head]
         self._engine: Any = make_engine(list(self._parameters.values()), spread, optimizer, learner.zero_stage)
-
-    @property
-    def chunk(self) -> int:
-        """For `token_logprobs`: where the output layer is spread, all ranks must gather it equally often."""
-        return sys.maxsize if self._spread else CHUNK
 
     @property
     def lr(self) -> float:
@@ -155,17 +153,22 @@ class Learner:
         torch.distributed.all_reduce(total)
         return total.cpu()
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The trained parameters by name, float32 copies on the CPU; the head's names begin with `head.`."""
-        return {name: self._read(parameter) for name, parameter in self._parameters.items()}
+    def tensors(self, *, keep: bool = True) -> dict[str, torch.Tensor]:
+        """The trained parameters by name, float32 copies on the CPU; the head's names begin with `head.`.
 
-    def state(self) -> RoleState:
-        """Everything that the next update depends on: parameters, both moments of AdamW, and the number of updates."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.tensors().items()}
+        Empty on a rank that does not `keep` them, which takes part all the same: it may hold a share.
+        """
+        return self._copies(self._read, "", keep)
+
+    def state(self, *, keep: bool = True) -> RoleState:
+        """Everything that the next update depends on: parameters, both moments of AdamW, and the number of updates.
+
+        Without tensors on a rank that does not `keep` them.
+        """
+        tensors = self._copies(self._read, "model.", keep)
         if self.updates:
             for moment in MOMENTS:
-                for name, parameter in self._parameters.items():
-                    tensors[f"{moment}.{name}"] = self._moment(parameter, moment)
+                tensors |= self._copies(partial(self._moment, moment=moment), f"{moment}.", keep)
         return RoleState(tensors, {"updates": self.updates})
 
     def load_state(self, state: RoleState) -> None:
@@ -191,13 +194,12 @@ class Learner:
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Overwrites parameters by name; moments and the number of updates stay as they are."""
-        values = {name: tensor.to(self._base.device, torch.float32) for name, tensor in tensors.items()}
-        # The passes read one copy, the optimizer steps another: ZeRO brings them together in the next update only.
-        with GatheredParameters([self._parameters[name] for name in values], modifier_rank=0):
-            for name, value in values.items():
-                self._parameters[name].data.copy_(value)
-        for name, value in values.items():
-            safe_set_full_fp32_param(self._parameters[name], value)
+        for name, tensor in tensors.items():
+            parameter, value = self._parameters[name], tensor.to(self._base.device, torch.float32)
+            # The passes read one copy, the optimizer steps another: ZeRO brings them together in the next update only.
+            with GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(value)
+            safe_set_full_fp32_param(parameter, value)
 
     def _load_moments(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
         adamw: torch.optim.Optimizer = self._engine.basic_optimizer
@@ -258,18 +260,26 @@ class Learner:
             return self._engine(lambda: token_logprobs(model, micro_batch, 1.0)[0].sum() * 0.0)
         return self._engine(lambda: token_values(model, head, micro_batch).sum() * 0.0)
 
+    def _copies(self, read: Callable[[nn.Parameter], torch.Tensor], prefix: str, keep: bool) -> dict[str, torch.Tensor]:
+        """What `read` gives of each parameter, float32 on the CPU; one at a time, for it may be spread."""
+        copies: dict[str, torch.Tensor] = {}
+        for name, parameter in self._parameters.items():
+            value = read(parameter)
+            if keep:
+                copies[f"{prefix}{name}"] = value.detach().to("cpu", torch.float32, copy=True)
+        return copies
+
     def _read(self, parameter: nn.Parameter) -> torch.Tensor:
         value = safe_get_full_fp32_param(parameter) if self._spread else parameter
         assert value is not None
-        return value.detach().to("cpu", torch.float32, copy=True)
+        return value
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
-        if self._engine.zero_optimization():
-            value = safe_get_full_optimizer_state(parameter, moment)
-            assert value is not None
-        else:
-            value = self._engine.basic_optimizer.state[parameter][moment]
-        return value.detach().to("cpu", torch.float32, copy=True)
+        if not self._engine.zero_optimization():
+            return self._engine.basic_optimizer.state[parameter][moment]
+        value = safe_get_full_optimizer_state(parameter, moment)
+        assert value is not None
+        return value
 
     def _set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
         if self._engine.zero_optimization():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.zero import GatheredParameters
 from transformers import AutoTokenizer, GenerationConfig
 
 from actors.base import Base
@@ -29,7 +28,8 @@ def work(job: Job, place: Place, device: str, tell: Tell) -> None:
     # A whole model is trained in float32, so that its weights are not rounded on the way in.
     dtype = recipe.model.dtype if job.adapter else "float32"
     model = recipe.model.model_copy(update={"path": str(job.start), "dtype": dtype})
-    base = Base(model, recipe.lora, seed=recipe.seed, device=device)
+    spread = recipe.learner.zero_stage == SPREAD_WEIGHTS
+    base = Base(model, recipe.lora, seed=recipe.seed, device=device, spread=spread)
     base.pass_in(recipe.model.dtype)
     if job.num_embeddings is not None:
         base.grow(job.num_embeddings)
@@ -51,14 +51,13 @@ class Writer:
 
     def __init__(self, base: Base, job: Job, place: Place) -> None:
         self._base, self._job, self._place = base, job, place
-        self._spread = job.recipe.learner.zero_stage == SPREAD_WEIGHTS
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(job.tokenizer)) if place.leads else None
         ends = GenerationConfig.from_pretrained(str(job.tokenizer)) if _has_ends(job.tokenizer) else GenerationConfig()
         self._ends = ends.eos_token_id
 
     def sample(self, openings: Sequence[Opening], num_tokens: int) -> Samples:
         """What the model writes after each, drawn with seeds of their own; empty on ranks that are not asked."""
-        if not (self._place.leads or self._spread):
+        if not (self._place.leads or self._base.spread):
             return []
         written: Samples = []
         with torch.no_grad(), self._base.use(self._job.adapter) as model:
@@ -81,7 +80,7 @@ class Writer:
                 top_k=0,
                 eos_token_id=self._ends,
                 pad_token_id=0,
-                synced_gpus=self._spread,  # ranks gather the weights together, so all go on until the last has ended
+                synced_gpus=self._base.spread,  # ranks gather weights together: all go on until the last has ended
             )
         if self._tokenizer is None:
             return ""
@@ -91,20 +90,16 @@ class Writer:
 def write(job: Job, base: Base, learner: Learner, place: Place) -> None:
     """Writes the trained model, or the adapter, as `job.result`. Collective: weights may lie on all ranks."""
     dtype = getattr(torch, job.recipe.model.dtype)
-    tensors = learner.tensors()
-    if job.adapter is None:
+    if job.adapter is None or job.recipe.adapter is None:
+        keep = place.leads
+        tensors = learner.tensors(keep=keep) if job.adapter is None else base.merged(job.adapter, keep=keep)
         if place.leads:
             write_trained_model(base.model, tensors, job.tokenizer, job.result, dtype)
-    elif job.recipe.adapter is not None:
+    else:
+        tensors = learner.tensors(keep=place.leads)
         if place.leads:
             settings = base.adapter_config(job.adapter)
             write_adapter(job.result, Adapter(job.num_steps, tensors, settings, checksum(tensors)))
-    else:
-        spread = list(base.model.parameters()) if job.recipe.learner.zero_stage == SPREAD_WEIGHTS else []
-        with GatheredParameters(spread):
-            if place.leads:
-                merged = base.merge(job.adapter)
-                write_trained_model(merged, dict(merged.named_parameters()), job.tokenizer, job.result, dtype)
     learner.combine({})  # nobody leaves before rank 0 has written
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from configs.schema import LearnerConfig, Recipe
-from rlhf.forward import CHUNK, token_logprobs_alone
+from rlhf.forward import token_logprobs_alone
 from rlhf.minibatches import plan
 from rlhf.records import AnswerGroup, Rollout
 from rlhf.rows import MicroBatch, make_micro_batches, scatter
@@ -59,7 +59,6 @@ def answer_logprobs(
     run: Run,
     model: Any,
     temperature: float,
-    chunk: int = CHUNK,
 ) -> torch.Tensor:
     """[N, T] nats, float32 on the CPU, 0 at padding, of the distribution at `temperature`."""
-    return per_token(groups, config, run, lambda inside: token_logprobs_alone(model, inside, temperature, chunk=chunk))
+    return per_token(groups, config, run, lambda inside: token_logprobs_alone(model, inside, temperature))

@@ -52,10 +52,7 @@ class Policy:
     def logprobs(self, groups: Sequence[AnswerGroup], temperature: float | None = None) -> torch.Tensor:
         """[N, T] nats, 0 at padding, at `temperature` (None: the sampling temperature of the recipe)."""
         temperature = self._recipe.sampling.temperature if temperature is None else temperature
-        learner = self._learner
-        return answer_logprobs(
-            groups, self._recipe.learner, learner.run, self._base.model, temperature, chunk=learner.chunk
-        )
+        return answer_logprobs(groups, self._recipe.learner, self._learner.run, self._base.model, temperature)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Metrics of one step: every epoch's minibatches, unless the KL to the old policy passes `target_kl`.
@@ -120,9 +117,7 @@ class Policy:
         def of(values: torch.Tensor) -> torch.Tensor:
             return values.to(micro_batch.answer.device)[at]
 
-        logprobs, entropies = token_logprobs(
-            self._base.model, micro_batch, self._recipe.sampling.temperature, chunk=self._learner.chunk
-        )
+        logprobs, entropies = token_logprobs(self._base.model, micro_batch, self._recipe.sampling.temperature)
         now = logprobs.detach()
         old = now if rollout.old_logprobs is None else of(rollout.old_logprobs)
         weights = importance_weights(old, of(rollout.sampling_logprobs), config.is_clip)

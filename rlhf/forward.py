@@ -6,7 +6,8 @@ neither in the forward nor in the backward pass.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.nn.functional import log_softmax
@@ -17,8 +18,44 @@ from rlhf.attention import NAME, attention_inputs
 from rlhf.errors import ModelError
 from rlhf.rows import MicroBatch
 
+T = TypeVar("T")
+Linear = Callable[[torch.Tensor], torch.Tensor]  # hidden states [K, H] -> logits [K, V]
+
 CHUNK = 256  # positions whose logits exist at the same time: 256 · V numbers, three times over
+ONE_CALL = "in_one_call"  # the attribute of an output layer that holds its HeadPass
 SCALINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # done to logits outside the head
+
+
+class HeadPass(torch.nn.Module):
+    """All that a pass does with an output layer, as one call of a module that holds the layer's parameters.
+
+    DeepSpeed gathers parameters that are spread over ranks in hooks around a module's call, and all ranks must make as
+    many calls. Ranks have different numbers of chunks, so the chunks lie within one call.
+    """
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self._layer = [head]  # in a list, so that it is not a part of this module: only its parameters are
+        for name, parameter in head.named_parameters():
+            self.register_parameter(name.replace(".", "_"), parameter)
+
+    def forward(self, hidden: torch.Tensor, work: Callable[[Linear, torch.Tensor], T]) -> T:
+        """What `work` makes of the layer and `hidden`; the layer is called without hooks of its own."""
+        return work(self._layer[0].forward, hidden)
+
+
+def use_head_in_one_call(model: torch.nn.Module) -> HeadPass:
+    """The module that passes over `model` call its output layer through from now on."""
+    head = _head(model)
+    head.__dict__[ONE_CALL] = HeadPass(head)  # not as a submodule: names in checkpoints stay as they are
+    return head.__dict__[ONE_CALL]
+
+
+def through_head(model: torch.nn.Module, hidden: torch.Tensor, work: Callable[[Linear, torch.Tensor], T]) -> T:
+    """What `work` makes of the output layer and the hidden states [K, H], while the layer's weights are whole."""
+    head = _head(model)
+    one_call = head.__dict__.get(ONE_CALL)
+    return work(head, hidden) if one_call is None else one_call(hidden, work)
 
 
 def token_logprobs(
@@ -33,13 +70,16 @@ def token_logprobs(
         chunk: positions whose logits exist at the same time; does not change the result.
     """
     assert temperature > 0
-    hidden = hidden_states(model, micro_batch)
-    head = cast(torch.nn.Module, _plain(model).get_output_embeddings())
-    parts = [
-        _chunk_logprobs(head, some, targets, temperature)
-        for some, targets in zip(hidden.split(chunk), micro_batch.target_ids.split(chunk), strict=True)
-    ]
-    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
+    frozen = not any(weight.requires_grad for weight in _head(model).parameters())
+
+    def work(head: Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [
+            _chunk_logprobs(head, some, targets, temperature, frozen)
+            for some, targets in zip(hidden.split(chunk), micro_batch.target_ids.split(chunk), strict=True)
+        ]
+        return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
+
+    return through_head(model, hidden_states(model, micro_batch), work)
 
 
 def token_logprobs_alone(
@@ -47,13 +87,15 @@ def token_logprobs_alone(
 ) -> torch.Tensor:
     """Logprobs [K] as `token_logprobs` gives them, without entropies and gradients: fewer passes over all logits."""
     assert temperature > 0 and not torch.is_grad_enabled()
-    hidden = hidden_states(model, micro_batch)
-    head = cast(torch.nn.Module, _plain(model).get_output_embeddings())
-    parts: list[torch.Tensor] = []
-    for some, targets in zip(hidden.split(chunk), micro_batch.target_ids.split(chunk), strict=True):
-        logits = head(some).float().div_(temperature)
-        parts.append(_of(targets, logits) - logits.logsumexp(-1))
-    return torch.cat(parts)
+
+    def work(head: Linear, hidden: torch.Tensor) -> torch.Tensor:
+        parts: list[torch.Tensor] = []
+        for some, targets in zip(hidden.split(chunk), micro_batch.target_ids.split(chunk), strict=True):
+            logits = head(some).float().div_(temperature)
+            parts.append(_of(targets, logits) - logits.logsumexp(-1))
+        return torch.cat(parts)
+
+    return through_head(model, hidden_states(model, micro_batch), work)
 
 
 def token_values(model: torch.nn.Module, head: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
@@ -93,6 +135,11 @@ def _plain(model: Any) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
+def _head(model: torch.nn.Module) -> torch.nn.Module:
+    """The output layer."""
+    return cast(torch.nn.Module, _plain(model).get_output_embeddings())
+
+
 def _check_rows_work(config: PretrainedConfig) -> None:
     """Raises ModelError for a model whose result would be wrong without a word."""
     odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -106,12 +153,11 @@ def _check_rows_work(config: PretrainedConfig) -> None:
 
 
 def _chunk_logprobs(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+    head: Linear, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, frozen: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if not torch.is_grad_enabled():
         return _distribution(head(hidden), targets, temperature)[:2]
-    if any(weight.requires_grad or hasattr(weight, "ds_id") for weight in head.parameters()):
-        # A trained head needs its own gradient; one that DeepSpeed has cut up (ds_id) is whole in a module call only.
+    if not frozen:  # it needs a gradient of its own
         redone = checkpoint(_logprobs_to_differentiate, head, hidden, targets, temperature, use_reentrant=False)
         return cast(tuple[torch.Tensor, torch.Tensor], redone)
     # A logprob depends on its own position's hidden state only. So its gradient, [H] numbers, can be had now, while the
@@ -127,7 +173,7 @@ def _chunk_logprobs(
 
 
 def _logprobs_to_differentiate(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+    head: Linear, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logs = log_softmax(head(hidden).float() / temperature, dim=-1)
     return _of(targets, logs), _entropies(logs.detach(), logs.detach().exp())

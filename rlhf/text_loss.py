@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from rlhf.forward import CHUNK, hidden_states, token_logprobs
+from rlhf.forward import CHUNK, Linear, hidden_states, through_head, token_logprobs
 from rlhf.rows import MicroBatch
 
 
@@ -24,13 +24,16 @@ def text_loss(model: nn.Module, micro_batch: MicroBatch, *, chunk: int = CHUNK) 
     """
     head = cast(Any, model).get_output_embeddings()
     weight, plain = getattr(head, "weight", None), type(head) is nn.Linear and head.bias is None
-    if weight is None or not plain or hasattr(weight, "ds_id"):
+    if weight is None or not plain:
         return -token_logprobs(model, micro_batch, 1.0, chunk=chunk)[0].sum()
-    hidden = hidden_states(model, micro_batch)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    return cast(torch.Tensor, _Nats.apply(hidden, weight, micro_batch.target_ids, chunk))
+
+    def work(_: Linear, hidden: torch.Tensor) -> torch.Tensor:
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        return cast(torch.Tensor, _Nats.apply(hidden, weight, micro_batch.target_ids, chunk))
+
+    return through_head(model, hidden_states(model, micro_batch), work)
 
 
 class _Nats(torch.autograd.Function):

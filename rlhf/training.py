@@ -28,9 +28,6 @@ Samples = list[tuple[str, str]]  # what the model was given, and what it wrote
 class TextLearner(Protocol):
     """The optimizer of a model, or of an adapter on it; every call is collective."""
 
-    @property
-    def chunk(self) -> int: ...
-
     def step(self, micro_batches: Sequence[MicroBatch | None], loss: Loss, global_count: float) -> dict[str, float]: ...
 
     def run(self, micro_batches: Sequence[MicroBatch], forward: Callable[[MicroBatch], float]) -> list[float]: ...
@@ -161,7 +158,7 @@ def train(
         tell(Report("start", start, rows=tuple(rows)))
 
     def loss(micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        nats = text_loss(model, micro_batch, chunk=learner.chunk)
+        nats = text_loss(model, micro_batch)
         return nats, {"nats": float(nats.detach()), "tokens": float(micro_batch.num_tokens)}
 
     for step in range(start, job.num_steps):
@@ -200,7 +197,7 @@ def measure(data: TextData, learner: TextLearner, model: Any, place: Place) -> d
     """What the held-out texts cost the model now; the same on every rank."""
 
     def nats(micro_batch: MicroBatch) -> float:
-        return float(text_loss(model, micro_batch, chunk=learner.chunk))
+        return float(text_loss(model, micro_batch))
 
     mine = data.held_out(place.rank, place.world_size)
     began = time.perf_counter()

@@ -13,7 +13,7 @@ from actors.base import Base
 from actors.learner import Learner, Loss
 from configs.schema import LearnerConfig, LoraConfig, ModelConfig, OptimizerConfig
 from rlhf.errors import ModelError, StoreError
-from rlhf.forward import token_logprobs, token_values
+from rlhf.forward import CHUNK, token_logprobs, token_values
 from rlhf.records import AnswerGroup
 from rlhf.rows import MicroBatch, Rows, make_micro_batches
 from tests.actors.ranks import EPS, Tensors, distance, make_groups, num_tokens, same_bits
@@ -43,9 +43,9 @@ def weight(answer: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     return torch.sin(7.0 * answer + 3.0 * step + 1.0)
 
 
-def loss_of(base: Base) -> Loss:
+def loss_of(base: Base, chunk: int = CHUNK) -> Loss:
     def loss(micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        logprobs, _ = token_logprobs(base.model, micro_batch, 1.0)
+        logprobs, _ = token_logprobs(base.model, micro_batch, 1.0, chunk=chunk)
         total = (weight(micro_batch.answer, micro_batch.step) * logprobs).sum()
         return total, {"tokens": float(len(logprobs)), "lowest_max": float(-logprobs.detach().min())}
 

@@ -26,7 +26,8 @@ def make_recipe(model: Path, folder: Path, loss: str = "plackett_luce", **learne
 
 
 def make_reward(recipe: Recipe) -> Reward:
-    return Reward(Base(recipe.model, recipe.lora, seed=recipe.seed), recipe, 0, 1)
+    base = Base(recipe.model, recipe.lora, seed=recipe.seed, spread=recipe.learner.zero_stage == 3)
+    return Reward(base, recipe, 0, 1)
 
 
 def trained(reward: Reward) -> dict[str, torch.Tensor]:

@@ -55,14 +55,16 @@ def _learner(rank: int, world_size: int, model: Path, stage: int) -> tuple[Resul
     """(tensors and metrics after three updates, whether a resume and a way back give the same bits)."""
 
     def make() -> tuple[Base, Learner]:
-        base = Base(ModelConfig(path=str(model), dtype="float32"), LoraConfig(rank=4, alpha=8), seed=0)
+        base = Base(
+            ModelConfig(path=str(model), dtype="float32"), LoraConfig(rank=4, alpha=8), seed=0, spread=stage == 3
+        )
         base.attach("policy")
         config = OptimizerConfig(lr=1e-2, weight_decay=0.1, max_grad_norm=0.05, eps=EPS)
         return base, Learner(base, "policy", None, config, LearnerConfig(zero_stage=stage), rank, world_size)
 
     def train(base: Base, learner: Learner, steps: Sequence[int]) -> list[dict[str, float]]:
         def loss(inside: MicroBatch) -> tuple[torch.Tensor, dict[str, float]]:
-            logprobs, _ = token_logprobs(base.model, inside, 1.0, chunk=learner.chunk)
+            logprobs, _ = token_logprobs(base.model, inside, 1.0, chunk=7)
             weights = torch.sin(7.0 * inside.answer + 3.0 * inside.step + 1.0)
             return (weights * logprobs).sum(), {
                 "tokens": float(len(logprobs)),
@@ -79,7 +81,7 @@ def _learner(rank: int, world_size: int, model: Path, stage: int) -> tuple[Resul
 
     def says(base: Base, learner: Learner) -> torch.Tensor:
         cut = make_micro_batches(make_groups(), None, rows="shared", max_tokens=10_000)
-        return learner.run(cut, lambda inside: token_logprobs(base.model, inside, 1.0, chunk=learner.chunk)[0])[0]
+        return learner.run(cut, lambda inside: token_logprobs(base.model, inside, 1.0, chunk=7)[0])[0]
 
     base, learner = make()
     metrics = train(base, learner, range(3))
@@ -112,7 +114,7 @@ def _roles(rank: int, world_size: int, model: Path, learner: dict[str, Any]) -> 
     mine = groups if world_size == 1 else groups[:4] if rank == 0 else groups[4:]
 
     def base() -> Base:
-        return Base(recipe.model, recipe.lora, seed=0)
+        return Base(recipe.model, recipe.lora, seed=0, spread=recipe.learner.zero_stage == 3)
 
     policy = Policy(base(), recipe, rank, world_size)
     old = _from_ranks(policy.logprobs(mine), world_size)

@@ -24,8 +24,6 @@ ALONE = Place(0, 1)
 class CountingLearner:
     """Its one parameter is the number of updates; an update costs as many nats as there were updates before."""
 
-    chunk = 256
-
     def __init__(self) -> None:
         self.updates = 0
 
