@@ -194,6 +194,7 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     """
     from rlhf.adapters import starting_adapter
     from rlhf.conversations import Source, load_conversations
+    from rlhf.remote_score import check_score_servers
     from rlhf.rules import RuleScorer
     from rlhf.sources import read_items
 
@@ -206,6 +207,7 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
         return
     if recipe.rules:
         RuleScorer(recipe.rules)
+    check_score_servers(recipe, stages)
     if not has_prompts and next(iter(read_items(recipe.data.prompts)), None) is None:
         raise DataError(f"data.prompts={recipe.data.prompts!r} holds no prompt.", limit="At least 1 is needed.")
 

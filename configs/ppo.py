@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from configs.scores import ScoreSource
 from configs.section import OptimizerConfig, Positive, Section, Share
 
 
@@ -51,7 +52,7 @@ class PPOConfig(Section):
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
     epochs: Positive = 1
     num_minibatches: Positive = 1
-    score: Literal["reward", "rules"] | dict[Literal["reward", "rules"], float] = "reward"
+    score: ScoreSource | dict[ScoreSource, float] = "reward"
     reward_from: Literal["score", "rank"] = "score"
     kl: KLConfig = KLConfig()
     advantage: Literal["gae", "group", "group_loo"] = "gae"
@@ -75,6 +76,11 @@ class PPOConfig(Section):
     evaluate_prompts: Positive = 16
     save_every: Positive = 10  # steps
 
+    @property
+    def score_sources(self) -> tuple[str, ...]:
+        """What `score` names: `reward`, `rules`, addresses of servers."""
+        return (self.score,) if isinstance(self.score, str) else tuple(self.score)
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
         if self.advantage != "gae" and self.kl.where == "reward" and self.kl.beta > 0:
@@ -83,7 +89,7 @@ class PPOConfig(Section):
                 "set ppo.kl.where=loss or ppo.kl.beta=0"
             )
         if not self.score:
-            raise ValueError("score={} weighs nothing; name rules, reward, or both with their weights")
+            raise ValueError("score={} weighs nothing; name rules, reward or a server, or several with their weights")
         if self.advantage != "gae" and self.value_init == "reward":
             raise ValueError(
                 f"value_init=reward with advantage={self.advantage}: there is no critic to start; leave it at zero"

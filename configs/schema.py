@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from configs.model_stages import PretrainConfig, SFTConfig
 from configs.ppo import PPOConfig
+from configs.scores import ScoreServerConfig, ScoreSource, is_address
 from configs.section import Dtype, Name, OptimizerConfig, Positive, Section, Share
 
 Stage = Literal["pretrain", "sft", "sample", "rank", "reward", "ppo", "evaluate"]
@@ -121,7 +122,7 @@ class RewardConfig(Section):
 class EvaluateConfig(Section):
     """Before and after, on held-out prompts."""
 
-    judge: Literal["rules", "reward"] = "rules"
+    judge: ScoreSource = "rules"
     num_prompts: Positive = 64
     text: str | None = None  # a text file for bits per byte: what was lost
     text_tokens: Positive = 8192
@@ -187,6 +188,7 @@ class Recipe(Section):
     on_bad_score: Literal["stop", "retry", "drop"] = "stop"  # a rule that raises, a score that is not finite
     pretrain: PretrainConfig = PretrainConfig()
     sft: SFTConfig = SFTConfig()
+    score_server: ScoreServerConfig = ScoreServerConfig()
     sample: SampleConfig = SampleConfig()
     rank: RankConfig = RankConfig()
     reward: RewardConfig = RewardConfig()
@@ -202,9 +204,15 @@ class Recipe(Section):
         return (
             "reward" in stages
             or ("rank" in stages and self.rank.judge == "reward")
-            or ("ppo" in stages and ("reward" in self.ppo.score or judged_in_loop))
+            or ("ppo" in stages and ("reward" in self.ppo.score_sources or judged_in_loop))
             or ("evaluate" in stages and self.evaluate.judge == "reward")
         )
+
+    def score_servers(self, stages: Collection[Stage]) -> tuple[str, ...]:
+        """The addresses of the servers that any of these stages asks for scores."""
+        judges = "evaluate" in stages or ("ppo" in stages and self.ppo.evaluate_every is not None)
+        sources = (*(self.ppo.score_sources if "ppo" in stages else ()), *((self.evaluate.judge,) if judges else ()))
+        return tuple(dict.fromkeys(source for source in sources if is_address(source)))
 
     def _missing(self) -> Iterator[str]:
         """What the recipe's own stages lack, in words."""
@@ -245,9 +253,9 @@ class Recipe(Section):
         wants_rules = [
             key
             for key, value in (
-                ("rank.judge", self.rank.judge if "rank" in self.stages else ""),
-                ("ppo.score", self.ppo.score if "ppo" in self.stages else ""),
-                ("evaluate.judge", self.evaluate.judge if "evaluate" in self.stages else ""),
+                ("rank.judge", (self.rank.judge,) if "rank" in self.stages else ()),
+                ("ppo.score", self.ppo.score_sources if "ppo" in self.stages else ()),
+                ("evaluate.judge", (self.evaluate.judge,) if "evaluate" in self.stages else ()),
             )
             if "rules" in value
         ]

@@ -1,20 +1,19 @@
-"""Who scores and who ranks: scorers by rules, by the reward model or by both; judges made of scorers."""
+"""Who scores and who ranks: scorers by rules, by the reward model, by a server or several; judges made of scorers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 
 from configs.schema import Recipe
+from configs.scores import is_address
 from rlhf.errors import ScoreError
 from rlhf.ports import Judge, Reward, Scorer, Team
 from rlhf.rankings import tiers_from_scores
 from rlhf.records import AnswerGroup, Ranking
+from rlhf.remote_score import RemoteScorer
 from rlhf.rules import TRIES, OnBadScore, RuleScorer
-
-ScorerName = Literal["rules", "reward"]
 
 
 class RewardScorer:
@@ -82,19 +81,21 @@ def checked_scores(
     if not kept:
         raise ScoreError(
             f"{scorer.name}: not one of {len(groups)} groups has scores that are all finite, so all were dropped.",
-            remedy="Mend the rule or the reward model; set on_bad_score=stop to see the first failure.",
+            remedy="Mend what scores; set on_bad_score=stop to see the first failure.",
         )
     return torch.cat([parts[index] for index in kept]), [groups[index] for index in kept], len(groups) - len(kept)
 
 
-def make_scorer(spec: ScorerName | Mapping[ScorerName, float], recipe: Recipe, team: Team) -> Scorer:
+def make_scorer(spec: str | Mapping[str, float], recipe: Recipe, team: Team) -> Scorer:
     """The scorer that `ppo.score` or `evaluate.judge` names. Only the reward model that is used is started."""
     if isinstance(spec, str):
+        if is_address(spec):
+            return RemoteScorer(spec, recipe.score_server, recipe.on_bad_score)
         return RuleScorer(recipe.rules, recipe.on_bad_score) if spec == "rules" else RewardScorer(team.reward)
     return WeightedScorer([(make_scorer(name, recipe, team), weight) for name, weight in spec.items()])
 
 
-def make_judge(name: ScorerName, recipe: Recipe, team: Team) -> Judge:
+def make_judge(name: str, recipe: Recipe, team: Team) -> Judge:
     """The judge that `rank.judge` names."""
     return ScoreJudge(make_scorer(name, recipe, team), recipe.rank.tie_margin, recipe.on_bad_score)
 
@@ -113,5 +114,5 @@ def _bad_score(scorer: Scorer, groups: Sequence[AnswerGroup], parts: Sequence[to
         f"{scorer.name} gave answer {index + 1} to prompt {group.prompt.id} ({group.prompt.text[:60]!r}) the score "
         f"{float(part[index])}.",
         limit="A score must be finite.",
-        remedy="Mend the rule or the reward model, or set on_bad_score=drop to leave such groups out.",
+        remedy="Mend what scores, or set on_bad_score=drop to leave such groups out.",
     )

@@ -71,8 +71,8 @@ def run(context: Context) -> dict[str, object]:
         warn_if_exploited(context, "evaluate", scorer.name, rose, grew)
     return {
         "judge": scorer.name,
-        "judge_trained_on": config.judge in context.recipe.ppo.score,
-        "judge_ranked": config.judge == context.recipe.rank.judge and "reward" in context.recipe.ppo.score,
+        "judge_trained_on": config.judge in context.recipe.ppo.score_sources,
+        "judge_ranked": config.judge == context.recipe.rank.judge and "reward" in context.recipe.ppo.score_sources,
         "before": before.figures,
         "after": after.figures,
         "win_rate": float(wins.mean()),

@@ -98,3 +98,32 @@ def test_the_reward_model_is_needed_by_the_stages_that_ask_for_it():
         BASE | {"ppo": {"score": "rules", "evaluate_every": 1}, "evaluate": {"judge": "reward"}}
     )
     assert judged.uses_reward(["ppo"]) and judged.uses_reward(["evaluate"]) and not judged.uses_reward(["rank"])
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("rewards", "should be 'reward', 'rules' or the address"),
+        ("ftp://scores.example", "should be 'reward', 'rules' or the address"),
+        ("http://scores.example/a b", "should be 'reward', 'rules' or the address"),
+        ("http://user:secret@scores.example", "token_env"),
+        ("http:///score", "names no host"),
+    ],
+)
+def test_a_source_of_scores_that_cannot_be_one_is_refused(address: str, message: str):
+    assert message in refusal(ppo={"score": address})
+    assert message in refusal(ppo={"score": {address: 1.0}})
+    assert message in refusal(evaluate={"judge": address})
+
+
+def test_a_server_called_reward_or_rules_is_neither():
+    addresses = {"http://rules.example/reward": 1.0, "https://reward.example": 0.5}
+    recipe = Recipe.model_validate(
+        BASE
+        | {"rules": [], "rank": {"judge": "reward"}, "ppo": {"score": addresses}}
+        | {"evaluate": {"judge": "http://rules.example/judge"}}
+    )
+    assert not recipe.uses_reward(["ppo", "evaluate"])
+    assert recipe.score_servers(["ppo"]) == tuple(addresses)
+    assert recipe.score_servers(["ppo", "evaluate"]) == (*addresses, "http://rules.example/judge")
+    assert recipe.score_servers(["sample", "rank", "reward"]) == ()

@@ -8,6 +8,7 @@ from rlhf.stages import ppo, rank, reward, sample
 from rlhf.stages.context import Context
 from tests.rlhf.runs import flip_a_byte
 from tests.rlhf.stages.conftest import MakeContext
+from tests.score_server import ScoreServer, by_length, says
 
 
 def metrics_of(context: Context) -> list[dict[str, Any]]:
@@ -279,3 +280,17 @@ def test_what_saving_took_stands_in_the_next_row(make_context: MakeContext) -> N
     first, second = context.store.metrics("ppo")
     assert "time/save" not in first and second["time/save"] > 0
     assert {"time/sync", "time/generate", "time/score", "time/update", "time/step"} <= first.keys()
+
+
+def test_a_score_server_that_dies_stops_the_run_and_nothing_of_it_is_lost(make_context: MakeContext) -> None:
+    server = ScoreServer()
+    changes: dict[str, Any] = {"ppo": {"score": server.address, "num_steps": 4}, "score_server": {"tries": 1}}
+    ppo.run(whole := make_context("whole", **changes))
+    rows = metrics_of(whole)
+    server.replies = [by_length, by_length, says(500)]  # of the third step
+    with pytest.raises(ScoreError, match="HTTP 500"):
+        ppo.run(make_context("halted", **changes))
+    ppo.run(resumed := make_context("halted", **changes))
+    server.close()
+    assert metrics_of(resumed) == rows
+    assert len(resumed.team.generator.requests) == 1  # type: ignore[attr-defined]  # those of the third step were kept
