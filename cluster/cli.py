@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster import cli_serve
 from cluster.cli_jobs import Detach, NoSecrets, OnCluster, add_jobs, resume_there
 from cluster.command import Accept, DryRun, Json, Overrides, RecipePath, RunName
 from cluster.command import leave as _exit
@@ -194,6 +195,7 @@ def import_model(
 
 
 add_jobs(app)
+cli_serve.register(app)
 
 
 def _version(wanted: bool) -> None:

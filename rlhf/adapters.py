@@ -55,12 +55,14 @@ def starting_adapter(recipe: Recipe) -> Adapter | None:
     return start
 
 
-def read_start(folder: Path) -> Adapter:
+def read_start(folder: Path, named: str = "") -> Adapter:
     """The adapter of a folder that this project or plain `peft` wrote, to start from: version 0, tensors in float32.
+
+    `named` is what errors call it; without it, the recipe's key.
 
     Raises ModelError: no such folder, no adapter in it, pickled weights (which are not read), damaged, not LoRA.
     """
-    named = f"adapter_from={folder}"
+    named = named or f"adapter_from={folder}"
     _check_files(folder, named)
     try:
         config = json.loads((folder / CONFIG).read_bytes())
@@ -75,7 +77,7 @@ def read_start(folder: Path) -> Adapter:
     if kind != "LORA":
         raise ModelError(
             f"{named} holds an adapter of the kind {kind}.",
-            limit="Only LoRA can be continued.",
+            limit="Only LoRA can be used.",
             remedy="Name the folder of a LoRA adapter.",
         )
     start = {name: tensor.float() for name, tensor in tensors.items()}

@@ -48,3 +48,7 @@ class ScoreError(TenfoldError):
 
 class PlacementError(TenfoldError):
     """The cluster cannot give what the recipe asks for, or an actor did not answer before its deadline."""
+
+
+class ServeError(TenfoldError):
+    """An endpoint that does not start, cannot be reached, or lets nobody in."""

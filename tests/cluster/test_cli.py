@@ -53,6 +53,8 @@ def test_help_names_every_command_and_is_quick() -> None:
         "runs",
         "chaos",
         "import-model",
+        "serve",
+        "chat",
     ):
         assert f" {command} " in done.stdout
 
