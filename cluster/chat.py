@@ -23,13 +23,12 @@ class Chat:
     def __init__(
         self, url: str, *, key: str | None = None, model: str | None = None, system: str | None = None, out: TextIO
     ) -> None:
-        import httpx
         import openai
 
         self._client = openai.OpenAI(
             base_url=api_url(url),
             api_key=key or "none",  # the client wants one; an endpoint without a key does not look
-            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            timeout=openai.Timeout(ANSWER_S, connect=CONNECT_S),
             max_retries=0,
         )
         self._errors, self._out, self._url = openai.OpenAIError, out, api_url(url)

@@ -18,7 +18,7 @@ from cluster.submit import Asked
 from tests.cluster.fake_jobs import FakeJobs
 from tests.fakes import SilentConsole
 
-VERSIONS = dict.fromkeys(("ray", "torch", "transformers", "peft", "deepspeed", "vllm"), "1.0")
+VERSIONS: dict[str, str] = dict.fromkeys(("ray", "torch", "transformers", "peft", "deepspeed", "vllm"), "1.0")
 GOOD = NodeFacts(
     host="10.0.0.1", python="3.11.9", versions=VERSIONS, gpus=("H100, 81559 MiB",), torch_gpus=1, ray_gpus=1.0,
     num_cores=16, memory_gib=128.0, shm_gib=8.0, open_files=65536, disk_gib={"/tmp/ray": 60.0},

@@ -113,7 +113,7 @@ def test_a_name_that_is_taken_is_refused(run: Path, tiny_model: Path, tmp_path: 
     ],
 )
 def test_an_adapter_that_the_engine_would_take_wrongly_is_refused(
-    run: Path, tiny_model: Path, tmp_path: Path, config: dict[str, object], message: str
+    run: Path, tiny_model: Path, tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     law = make_peft_folder(tiny_model, tmp_path / "law", **config)
     with pytest.raises(ModelError, match=message):
