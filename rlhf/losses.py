@@ -116,7 +116,9 @@ def importance_weights(old_logprobs: torch.Tensor, sampling_logprobs: torch.Tens
 
     It corrects for tokens that the engine drew with slightly other probabilities than the trainer computes: truncated
     importance sampling (Ionides 2008; for this gap Yao et al. 2025, "Your efficient RL framework secretly brings you
-    off-policy RL training"). `clip` None: no correction, all 1.
+    off-policy RL training"). Where an older policy wrote the answers, the weight corrects for that, too: with the ratio
+    of `policy_loss` to the policy before the update, it is the decoupled objective of Hilton et al. 2021
+    (arXiv:2110.00641). `clip` None: no correction, all 1.
     """
     if clip is None:
         return torch.ones_like(old_logprobs, requires_grad=False)
