@@ -138,7 +138,7 @@ def logs(
 def stop(
     run: JobName,
     address: Address,
-    wait_s: Annotated[float, typer.Option(min=1, help="How long to wait for the job's end.")] = 180.0,
+    wait_s: Annotated[float, typer.Option(min=1, help="How long to wait for the job's end.")] = 200.0,
     as_json: Json = False,
 ) -> None:
     """Stop a submitted run cleanly, and check that it left no process, actor or placement group."""

@@ -37,6 +37,11 @@ def send_and_follow(console: StreamConsole, jobs: Jobs, submission: Submission, 
         console.say("W&B        its link is in the log when the run begins, and in `tenfold status`")
     else:
         console.say("W&B        no WANDB_API_KEY goes along; without one on the cluster the run is kept offline")
+    if submission.secret_names:
+        console.say(
+            f"secrets    {', '.join(submission.secret_names)}: Ray shows them to whoever has the cluster's token, and "
+            "writes them into runtime_env_agent.log on its nodes; --no-secrets passes none on"
+        )
     console.say(f"           tenfold status|logs|stop|resume {submission.run} --address {jobs.address}")
     code = 0
     if not detach:

@@ -12,6 +12,7 @@ from rlhf.ports import Console
 from rlhf.wording import duration
 
 POLL_S = 1.0
+GENTLE_S = 60.0  # for the entry point to end by itself, before Ray ends all processes of the job
 SETTLE_S = 30.0  # after the end, for the cluster to take away what the job had
 WANDB = "W&B: "  # how the line of a run's log begins that says where its W&B run is
 
@@ -82,20 +83,26 @@ def stop_job(
 ) -> Stopped:
     """How it went: the entry point gets SIGTERM and closes the run; then it is looked whether anything is left.
 
+    Ray's own stop comes second: it sends SIGTERM to W&B's service too, which the run needs for closing.
     Raises JobError if the job is not over after `wait_s`.
     """
     was_over, had = info.is_over, jobs.parts(info)
     if not was_over:
         with console.task(f"stop {info.job_id}"):
-            jobs.stop(info.job_id)
-            deadline = clock() + wait_s
+            began = clock()
+            asked = not jobs.terminate(info)
+            if asked:
+                jobs.stop(info.job_id)
             while not (info := jobs.info(info.job_id)).is_over:
-                if clock() >= deadline:
+                if clock() - began >= wait_s:
                     raise JobError(
                         f"The job {info.job_id} is still {info.state.lower()}.",
                         limit=f"The limit is --wait-s {wait_s:g}.",
                         remedy="Look at its log (`tenfold logs`), and ask once more.",
                     )
+                if not asked and clock() - began >= GENTLE_S:
+                    jobs.stop(info.job_id)
+                    asked = True
                 sleep(POLL_S)
     deadline = clock() + SETTLE_S
     while left := _left(jobs, info, had):

@@ -39,6 +39,8 @@ class JobInfo:
     exit_code: int | None = None  # of the entry point, once it has ended by itself
     message: str = ""
     driver: str = ""  # Ray's own id of the job, which its actors carry; empty until the driver has connected
+    pid: int = 0  # of the entry point on its node; 0 until then
+    node: str = ""  # the id of that node
 
     @property
     def is_over(self) -> bool:
@@ -109,8 +111,12 @@ class Jobs(Protocol):
         """What the entry point prints, from its first line on, until the job is over or the connection breaks."""
         ...
 
+    def terminate(self, info: JobInfo) -> bool:
+        """Sends SIGTERM to the entry point alone; False if it is not known yet which process that is."""
+        ...
+
     def stop(self, job_id: str) -> None:
-        """Asks for the end: SIGTERM to the entry point, then a kill once the job's own limit is over."""
+        """Asks for the end: SIGTERM to all processes of the job, and a kill once the job's own limit is over."""
         ...
 
     def parts(self, info: JobInfo) -> Parts:

@@ -43,14 +43,14 @@ def files_of(folder: Path, include: Iterable[str] = ()) -> list[Packed]:
     for wanted in include:
         path = folder / wanted
         found = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-        names |= {each.relative_to(folder).as_posix() for each in found if not _matches(each.name, JUNK)}
+        names |= {each.relative_to(folder).as_posix() for each in found if not _is_junk(each.relative_to(path).parts)}
     return [Packed(name, (folder / name).stat().st_size) for name in sorted(names)]
 
 
 def is_left_out(name: str) -> bool:
     """Whether a file, seen from the working directory, is junk or holds secrets by its name."""
     parts = PurePosixPath(name).parts
-    return parts[0] in TOP or any(_matches(part, (*JUNK, *SECRET)) for part in parts)
+    return parts[0] in TOP or _is_junk(parts)
 
 
 def pack(
@@ -122,8 +122,8 @@ def _walked(folder: Path) -> Iterable[str]:
         yield from ((here / name).as_posix() for name in files if (Path(parent) / name).is_file())
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _is_junk(parts: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in (*JUNK, *SECRET))
 
 
 def _add(archive: zipfile.ZipFile, path: Path, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from cluster.jobs import Job, JobError, JobInfo, Parts, State
 
 Access = Literal["open", "token", "unknown"]  # whether the job server asks who we are
 ASK_S = 10.0  # for a first answer
+TERMINATED = 143  # the exit code of a run that SIGTERM has ended
 NUM_LISTED = 10_000  # the most that Ray lists of a kind
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray takes them in the place of the address that it is given
@@ -83,6 +85,19 @@ class RayJobs:
                 if part is None:
                     return
                 yield part
+
+    def terminate(self, info: JobInfo) -> bool:
+        if not info.pid:
+            return False
+        # Ray has no call for this; a command on the node of the entry point does it.
+        self._ask(
+            lambda: self._client.submit_job(
+                entrypoint=f"kill -TERM {info.pid}",
+                submission_id=f"{info.job_id}-stop-{secrets.token_hex(4)}",
+                entrypoint_label_selector={"ray.io/node-id": info.node},
+            )
+        )
+        return True
 
     def stop(self, job_id: str) -> None:
         self._ask(lambda: self._client.stop_job(job_id))
@@ -227,13 +242,18 @@ def _no_overrides() -> Iterator[None]:
 
 
 def _info(details: Any) -> JobInfo:
+    state = cast(State, details.status.value)
+    if state == "FAILED" and details.driver_exit_code == TERMINATED:
+        state = "STOPPED"  # it was told to, and ended by itself
     return JobInfo(
         job_id=details.submission_id,
-        state=cast(State, details.status.value),
+        state=state,
         metadata=details.metadata or {},
         started_ms=details.start_time,
         ended_ms=details.end_time,
         exit_code=details.driver_exit_code,
         message=details.message or "",
         driver=details.job_id or "",
+        pid=int(details.driver_info.pid) if details.driver_info else 0,
+        node=details.driver_node_id or "",
     )

@@ -21,7 +21,6 @@ from rlhf.ports import Console
 
 RECIPE = "tenfold-job.yaml"  # in the package: the resolved recipe
 STOP_S = 120  # between SIGTERM and SIGKILL, for the run to be closed: Ray alone would wait for 3 s
-LEAST_S = STOP_S + 60.0  # that `tenfold stop` waits
 WANDB_SECRET, HUB_SECRETS = "WANDB_API_KEY", ("HF_TOKEN",)
 STORE_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 OPEN = (  # settings that are no secrets, and mean the same there

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,8 +72,9 @@ class WandbTracker:
         self._num_rows = self._num_rows + 1 if is_as_left else self._count()
         self._num_bytes = self._size()
         if self._run is not None:
-            self._fill(self._num_rows - 1)
-            self._send(self._num_rows, (stage, step), metrics)
+            with self._service():
+                self._fill(self._num_rows - 1)
+                self._send(self._num_rows, (stage, step), metrics)
 
     def table(self, stage: str, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Adds a table to the row that was logged last, unless W&B has that row from before.
@@ -83,16 +85,32 @@ class WandbTracker:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            self._run.log({name: table}, step=self._last)
+            with self._service():
+                self._run.log({name: table}, step=self._last)
 
     def close(self) -> None:
         """Ends the W&B run, which then has all rows of metrics.jsonl; a later start of the command goes on with it."""
         if self._run is not None:
             try:
-                self._fill(self._count())
+                with self._service():
+                    self._fill(self._count())
             finally:
-                self._run.finish()
-                self._run = None
+                run, self._run = self._run, None
+                if run is not None:
+                    with self._service():
+                        run.finish()
+
+    @contextmanager
+    def _service(self) -> Iterator[None]:
+        """A block that asks W&B's service. If that was ended, as Ray ends all processes of a job, the run goes on."""
+        try:
+            yield
+        except ConnectionError as error:
+            self._run = None
+            self._console.warn(
+                f"W&B's service has ended ({error}); metrics.jsonl has all rows, and the next start of this run logs "
+                "to W&B those that it lost"
+            )
 
     def _send(self, number: int, row: Row, metrics: Mapping[str, float]) -> None:
         """Logs a row, the file's `number`-th, to W&B unless it stands there."""

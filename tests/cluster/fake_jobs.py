@@ -21,6 +21,8 @@ class FakeJobs:
         self.said: dict[str, str] = {}
         self.connections: list[list[str]] = []  # what each call of `tail` gives before it breaks or ends
         self.stops: list[str] = []
+        self.terminated: list[str] = []
+        self.heeds_sigterm = True
         self.looks_until_over = 2  # calls of `info` after a stop that still say "running"
         self.has: dict[str, list[Parts]] = {}  # what `parts` says, call by call; the last for good
         self.workers: frozenset[tuple[str, int]] = frozenset()
@@ -35,7 +37,7 @@ class FakeJobs:
         return tuple(self.infos.values())
 
     def info(self, job_id: str) -> JobInfo:
-        if job_id in self.stops:
+        if job_id in self.stops or (job_id in self.terminated and self.heeds_sigterm):
             if self.looks_until_over <= 0:
                 self.infos[job_id] = replace(self.infos[job_id], state="STOPPED")
             self.looks_until_over -= 1
@@ -49,6 +51,10 @@ class FakeJobs:
         if self.connections:
             raise ConnectionError("broken")
         self.infos[job_id] = replace(self.infos[job_id], state="SUCCEEDED", exit_code=0)
+
+    def terminate(self, info: JobInfo) -> bool:
+        self.terminated += [info.job_id] if info.pid else []
+        return bool(info.pid)
 
     def stop(self, job_id: str) -> None:
         if self.infos[job_id].is_over:

@@ -55,6 +55,11 @@ def test_help_names_every_command_and_is_quick() -> None:
         "import-model",
         "serve",
         "chat",
+        "submit",
+        "status",
+        "logs",
+        "stop",
+        "doctor",
     ):
         assert f" {command} " in done.stdout
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.job_watch import Lines, describe, follow, stop_job, told, wandb_link
@@ -89,6 +91,17 @@ def test_a_stop_waits_for_the_end_and_for_all_that_the_job_had() -> None:
     done = stop_job(jobs, jobs.infos["a"], SilentConsole(), wait_s=10, clock=clock, sleep=clock.sleep)
     assert (done.info.state, done.was_over, bool(done.left)) == ("STOPPED", False, False)
     assert jobs.stops == ["a"] and clock.now == 3  # two looks at its state, one at what it had
+
+
+def test_the_entry_point_alone_is_asked_first_and_all_of_the_job_only_if_it_does_not_heed() -> None:
+    jobs, clock = FakeJobs(replace(job("a"), pid=7)), Clock()
+    done = stop_job(jobs, jobs.infos["a"], SilentConsole(), wait_s=100, clock=clock, sleep=clock.sleep)
+    assert (done.info.state, jobs.terminated, jobs.stops) == ("STOPPED", ["a"], [])
+    deaf, clock = FakeJobs(replace(job("a"), pid=7)), Clock()
+    deaf.heeds_sigterm = False
+    done = stop_job(deaf, deaf.infos["a"], SilentConsole(), wait_s=100, clock=clock, sleep=clock.sleep)
+    assert (done.info.state, deaf.terminated, deaf.stops) == ("STOPPED", ["a"], ["a"])
+    assert clock.now == 63  # a minute, and two looks that said "running"
 
 
 def test_what_a_stop_leaves_is_told() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -264,6 +266,23 @@ def test_what_is_no_address_of_a_job_server_is_refused(address: str, home: Path)
 def test_an_address_where_nobody_is_is_one_message() -> None:
     code, page = tenfold("status", "mine", "--address", "http://127.0.0.1:9")
     assert code == 2 and "nobody answers there" in page and "Traceback" not in page
+
+
+@pytest.mark.parametrize(("status", "found"), [(200, "open"), (401, "token"), (403, "token"), (500, "unknown")])
+def test_whether_a_job_server_asks_for_a_token_is_found_by_showing_none(status: int, found: str) -> None:
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if "Authorization" not in self.headers else 500)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert cluster.ray_jobs.access(f"http://127.0.0.1:{server.server_port}") == found
+        thread.join()
+    assert cluster.ray_jobs.access(f"http://127.0.0.1:{server.server_port}") == "unknown"  # nobody is there now
 
 
 def test_an_open_dashboard_is_said_loudly_unless_only_this_machine_reaches_it() -> None:

@@ -43,10 +43,12 @@ def home(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tenfold(head: RayHead, home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """What the command did, from the working directory, with the head's address and token."""
+    own = {name: value for name, value in head.environ.items() if name != "TENFOLD_TEST_HEAD"}
+    own["RAY_ADDRESS"] = "http://127.0.0.1:9"  # Ray would ask there instead
     return subprocess.run(
         [sys.executable, "-m", "cluster.cli", *words, "--address", head.address],
         cwd=home,
-        env={name: value for name, value in head.environ.items() if name != "TENFOLD_TEST_HEAD"} | environ,
+        env=own | environ,
         capture_output=True,
         text=True,
         timeout=500,

@@ -31,6 +31,7 @@ COLUMNS = ["answer"]
 # in blocks, so that the rows after it are lost.
 SCRIPT = """
 import os, signal, sys, time
+import psutil
 from pathlib import Path
 from cluster.tracker import WandbTracker
 from configs.load import load_recipe
@@ -39,8 +40,14 @@ from tests.fakes import SilentConsole
 
 recipe, root, first, last, end = load_recipe(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5]), sys.argv[5]
 with RunStore.open(root, recipe) as store:
-    tracker = WandbTracker(recipe, store, SilentConsole())
+    console = SilentConsole()
+    tracker = WandbTracker(recipe, store, console)
     store.cut_metrics("ppo", first - 1)
+    if end == "lose service":  # as when Ray stops a job: SIGTERM to all its processes
+        services = psutil.Process().children(recursive=True)
+        for service in services:
+            service.send_signal(signal.SIGTERM)
+        assert services and not psutil.wait_procs(services, timeout=20)[1]
     for step in range(first, last + 1):
         tracker.log("ppo", step, {f"objective/{number}": step + number / 100 for number in range(20)})
     if end == "kill":
@@ -48,6 +55,7 @@ with RunStore.open(root, recipe) as store:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     tracker.close()
+    assert sum("W&B's service has ended" in line for line in console.warned) == int(end == "lose service")
 """
 
 
@@ -287,6 +295,16 @@ def test_an_offline_run_says_how_to_upload_it(recipe: Recipe, tmp_path: Path) ->
         tracker.close()
         assert [said for said in console.said if "wandb sync" in said and str(store.wandb_run_id) in said]
         assert len(console.said) == 1
+
+
+@pytest.mark.timeout(120)
+def test_a_tracker_whose_service_was_ended_goes_on_and_the_next_start_logs_what_was_lost(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    process(recipe, tmp_path, 1, 2, "lose service", **OFFLINE)
+    with started(recipe, tmp_path):
+        pass
+    assert steps(*logs(tmp_path / "tracked")) == [1, 2]
 
 
 def test_a_disabled_tracker_still_writes_the_store(recipe: Recipe, tmp_path: Path) -> None:
