@@ -85,8 +85,7 @@ def submit(
         else:
             ended.append(send_and_follow(console, RayJobs(at), submission, detach, as_json))
 
-    with console:
-        leave(console, " ".join(["tenfold", "submit", recipe, *(overrides or []), "--address", address]), work)
+    leave(console, " ".join(["tenfold", "submit", recipe, *(overrides or []), "--address", address]), work)
     _leave_with(ended)
 
 
@@ -130,8 +129,7 @@ def logs(
         else:
             console.say(jobs.logs(info.job_id).rstrip("\n"))
 
-    with console:
-        leave(console, f"tenfold logs {run} --address {address}", work)
+    leave(console, f"tenfold logs {run} --address {address}", work)
     _leave_with(ended)
 
 
@@ -240,8 +238,7 @@ def resume_there(
         asked = Asked(Path("."), accept=tuple(accept), no_secrets=no_secrets)
         ended.append(send_and_follow(console, jobs, prepare_resume(jobs, run, overrides, asked), detach, as_json))
 
-    with console:
-        leave(console, f"tenfold resume {run} --address {address}", work)
+    leave(console, f"tenfold resume {run} --address {address}", work)
     _leave_with(ended)
 
 

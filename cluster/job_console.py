@@ -29,7 +29,8 @@ def send_and_follow(console: StreamConsole, jobs: Jobs, submission: Submission, 
 
     for line in warnings_of(jobs.address, access(jobs.address)):
         console.warn(line)
-    send(jobs, submission, console)
+    with console:  # no longer: a job that is followed has a beat of its own
+        send(jobs, submission, console)
     job_id = submission.job.job_id
     console.say(f"run        {submission.run}, in {submission.job.metadata[FOLDER]} on the cluster")
     console.say(f"job        {job_id} at {jobs.address}")

@@ -17,7 +17,7 @@ from configs.load import dump_recipe
 from tests.cluster.ray_head import RayHead, ray_head
 from tests.recipes import tiny_recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hush-0123456789-this-is-a-secret"
@@ -36,7 +36,10 @@ def home(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("rlhf", "actors", "configs", "cluster"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tiny_model, folder / "model")
-    recipe = tiny_recipe("model", folder, runs=str(folder / "there"), data={"prompts": "prompts.jsonl"})
+    recipe = tiny_recipe(
+        "model", folder, runs=str(folder / "there"), data={"prompts": "prompts.jsonl"},
+        cluster={"wait_s": 600, "call_s": 600},
+    )  # fmt: skip
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     return folder
 
@@ -51,12 +54,12 @@ def tenfold(head: RayHead, home: Path, *words: str, **environ: str) -> subproces
         env=own | environ,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
         check=False,
     )
 
 
-def wait_until(what: str, true: Callable[[], bool], limit_s: float = 200) -> None:
+def wait_until(what: str, true: Callable[[], bool], limit_s: float = 600) -> None:
     deadline = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < deadline, what
