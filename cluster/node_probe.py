@@ -136,9 +136,9 @@ def warm_start() -> float:
 
 
 def _generator(on_gpu: bool) -> float:
-    task: Any = ray.remote(warm_start)
-    options = {"num_cpus": 0, "num_gpus": int(on_gpu), "max_retries": 0, "max_calls": 1}
-    return ray.get(task.options(**options).remote(), timeout=GENERATOR_S)
+    # One call: what vLLM does to its process must not meet another task.
+    task: Any = ray.remote(num_cpus=0, num_gpus=int(on_gpu), max_retries=0, max_calls=1)(warm_start)
+    return ray.get(task.remote(), timeout=GENERATOR_S)
 
 
 def wandb_facts() -> dict[str, str]:
