@@ -128,8 +128,12 @@ class Learner:
             return self._base.run(self._adapter, micro_batches, forward)
         # Where the base is spread over the ranks, a rank without work must still take part in gathering it.
         padded = [micro_batch or self._smallest for micro_batch in self.pad(micro_batches)]
-        results = self._base.run(self._adapter, padded, lambda inside: self._engine.module(lambda: forward(inside)))
-        return results[: len(micro_batches)]
+
+        def body(inside: MicroBatch) -> T:
+            (result,) = self._engine.module(lambda: [forward(inside)])  # its hooks take tensors or lists, not numbers
+            return result
+
+        return self._base.run(self._adapter, padded, body)[: len(micro_batches)]
 
     def pad(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch | None]:
         """The micro-batches, padded with None so that every rank has as many as the fullest one."""

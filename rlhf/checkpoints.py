@@ -40,8 +40,10 @@ class Checkpoints:
         plain = {"values": dict(values), "roles": {role: dict(state.values) for role, state in states.items()}}
         write_folder(self._path(step), {**files, "values.json": to_json(plain)}, step=step)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, *, mapped: bool = False) -> Checkpoint | None:
         """(step, states, values) of the newest whole checkpoint; None where there is none.
+
+        Where `mapped`, tensors are read from the file as they are used, and take no memory of their own.
 
         A torn or altered one is moved aside (`step-N.damaged`) and the one before is used, which is said. Raises
         StoreError for one that a newer Tenfold wrote.
@@ -50,7 +52,7 @@ class Checkpoints:
             path = self._path(step)
             problem = damage(path)
             if problem is None:
-                return self._read(step)
+                return self._read(step, mapped)
             aside = path.with_name(f"{path.name}.damaged")
             self._warn(f"The checkpoint {path} is damaged ({problem}): it is now {aside.name}; the one before is used.")
             with disk_errors(aside, "written"):
@@ -70,14 +72,14 @@ class Checkpoints:
                 path.rename(gone)
                 shutil.rmtree(gone)
 
-    def _read(self, step: int) -> Checkpoint:
+    def _read(self, step: int, mapped: bool) -> Checkpoint:
         path = self._path(step)
         try:
             plain = json.loads((path / "values.json").read_bytes())
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read: {error}.", remedy="Restore it from a copy.") from error
         states = {
-            role: RoleState(read_tensors(path / f"{role}.safetensors"), values)
+            role: RoleState(read_tensors(path / f"{role}.safetensors", mapped=mapped), values)
             for role, values in plain["roles"].items()
         }
         return step, states, plain["values"]

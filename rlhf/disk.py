@@ -162,10 +162,10 @@ def check_room(path: Path, num_bytes: int) -> None:
         )
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, in memory of their own."""
+def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, in memory of their own or, `mapped`, in the file's."""
     with disk_errors(path, "read"):
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+        return {name: tensor if mapped else tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def to_json(value: object) -> bytes:

@@ -22,16 +22,17 @@ def text_loss(model: nn.Module, micro_batch: MicroBatch, *, chunk: int = CHUNK) 
         model: a causal LM of transformers, or one that peft wraps.
         chunk: positions whose logits exist at the same time; does not change the result.
     """
-    head = cast(Any, model).get_output_embeddings()
-    weight, plain = getattr(head, "weight", None), type(head) is nn.Linear and head.bias is None
-    if weight is None or not plain:
+    head = cast(nn.Module, cast(Any, model).get_output_embeddings())
+    # Not head.weight: where it is spread over ranks, to name it is to gather it, and an idle rank would not be there.
+    weights = list(head.parameters())
+    if type(head) is not nn.Linear or len(weights) != 1:  # something else, or with a bias
         return -token_logprobs(model, micro_batch, 1.0, chunk=chunk)[0].sum()
 
     def work(_: Linear, hidden: torch.Tensor) -> torch.Tensor:
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        return cast(torch.Tensor, _Nats.apply(hidden, weight, micro_batch.target_ids, chunk))
+        return cast(torch.Tensor, _Nats.apply(hidden, weights[0], micro_batch.target_ids, chunk))
 
     return through_head(model, hidden_states(model, micro_batch), work)
 

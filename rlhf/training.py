@@ -36,7 +36,9 @@ class TextLearner(Protocol):
 
     def combine(self, reported: Mapping[str, float]) -> dict[str, float]: ...
 
-    def state(self) -> RoleState: ...
+    def state(self, *, keep: bool = True) -> RoleState:
+        """Without tensors on a rank that does not `keep` them."""
+        ...
 
     def load_state(self, state: RoleState) -> None: ...
 
@@ -215,9 +217,9 @@ def named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _restore(checkpoints: Checkpoints, learner: TextLearner, stream: Stream, place: Place) -> tuple[int, Rows]:
     """(the steps that are done, the newest rows of them); learner and stream are as they were then."""
-    found = checkpoints.load() if place.leads else None
+    found = checkpoints.load(mapped=True) if place.leads else None
     learner.combine({})  # rank 0 moves damaged ones aside before the others look
-    found = found if place.leads else checkpoints.load()
+    found = found if place.leads else checkpoints.load(mapped=True)
     if found is None:
         return 0, []
     step, states, values = found
@@ -236,7 +238,7 @@ def _restore(checkpoints: Checkpoints, learner: TextLearner, stream: Stream, pla
 def _save(
     checkpoints: Checkpoints, step: int, learner: TextLearner, values: Mapping[str, object], place: Place
 ) -> None:
-    state = learner.state()
+    state = learner.state(keep=place.leads)  # a whole model and its moments: one copy, not one on each rank
     problem: Exception | None = None
     if place.leads:
         try:

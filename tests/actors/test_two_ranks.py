@@ -86,6 +86,8 @@ def _learner(rank: int, world_size: int, model: Path, stage: int) -> tuple[Resul
     base, learner = make()
     metrics = train(base, learner, range(3))
     saved, said = learner.state(), says(base, learner)
+    kept = learner.state(keep=rank == 0)
+    assert kept.tensors == {} if rank else same_bits(kept, saved), "rank 0 alone keeps what it was asked to keep"
     train(base, learner, range(3, 6))
     again, resumed = make()
     resumed.load_state(saved)

@@ -26,6 +26,7 @@ class CountingLearner:
 
     def __init__(self) -> None:
         self.updates = 0
+        self.kept: list[bool] = []
 
     def step(self, micro_batches: Sequence[Any], loss: Callable[..., Any], global_count: float) -> dict[str, float]:
         self.updates += 1
@@ -40,7 +41,8 @@ class CountingLearner:
     def combine(self, reported: Mapping[str, float]) -> dict[str, float]:
         return dict(reported)
 
-    def state(self) -> RoleState:
+    def state(self, *, keep: bool = True) -> RoleState:
+        self.kept.append(keep)
         return RoleState({"model.w": torch.tensor([float(self.updates)])}, {"updates": self.updates})
 
     def load_state(self, state: RoleState) -> None:
@@ -116,6 +118,14 @@ def run(job: Job, stop_after: int = 100) -> tuple[bool, list[Report]]:
         return report.kind == "row" and report.step >= stop_after
 
     return train(job, CountingLearner(), None, ALONE, tell, sample), reports
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_keeps_a_state_to_save(tmp_path: Path, rank: int):
+    learner = CountingLearner()
+    train(make_job(tmp_path), learner, None, Place(rank, 2), lambda report: False, sample)
+    assert learner.kept == [rank == 0] * 3
+    assert (tmp_path / "checkpoints" / "sft" / "step-6").is_dir() == (rank == 0)
 
 
 def test_each_step_is_reported_with_the_loss_over_all_targets(tmp_path: Path):
