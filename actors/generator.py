@@ -15,6 +15,7 @@ import torch._dynamo
 from actors.adapters import changes_nothing, check_adapter, engine_checksum, expected_shapes, target_names
 from configs.schema import Dtype, GeneratorConfig, LoraConfig
 from rlhf.chat import ChatTokenizer
+from rlhf.device_memory import give_back
 from rlhf.errors import DataError, RecipeError, SyncError
 from rlhf.records import Adapter, Answer, AnswerGroup, Prompt, Sampling
 
@@ -147,6 +148,7 @@ class Generator:
         """Gives the GPU's memory to the trainer. Does nothing on a CPU."""
         if self._on_gpu:
             self._llm.sleep(level=1)
+            give_back("cuda")
 
     def wake(self) -> None:
         """Takes the GPU's memory back. Does nothing on a CPU."""

@@ -98,6 +98,11 @@ class Group:
             self._stats = {f"{self.plan.name}-{rank}": stats for rank, stats in enumerate(found)}
         return self._stats
 
+    def free_cache(self) -> None:
+        """Gives the memory of the GPUs back that no tensor of the workers uses."""
+        refs = self._submit("free_cache", [()] * self.plan.num_workers)
+        self._await(refs, "its memory to be given back", self._config.call_s, "cluster.call_s")
+
     def kill(self) -> None:
         """Ends the workers: they may close what they started, then their processes are killed.
 

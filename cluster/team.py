@@ -174,7 +174,11 @@ class RayTeam:
             return self._home
 
     def _switch(self, generates: bool) -> None:
-        """Passes the GPUs on: the generator sleeps while the trainer works."""
+        """Passes the GPUs on: the generator sleeps while the trainer works, and then takes what that does not use."""
         generator = self._handles.get("generator")
+        if generates:
+            for name, group in list(self._groups.items()):
+                if name != "generator":
+                    group.free_cache()
         if isinstance(generator, GeneratorHandle):
             (generator.wake if generates else generator.sleep)()

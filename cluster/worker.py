@@ -123,7 +123,8 @@ class Worker:
         role_object = self._roles.pop(role, None)
         _close(role_object)
         del role_object
-        self._collect()
+        gc.collect()
+        self.free_cache()
 
     def call(self, role: str, method: str, reply: bool, keywords: Mapping[str, Any], *values: Any) -> Any:
         """What the role's method returns; None if no `reply` is wanted, which spares the way through Ray."""
@@ -139,6 +140,12 @@ class Worker:
             stats["cuda_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return stats
 
+    def free_cache(self) -> None:
+        """Gives the GPU's memory back that no tensor of this process uses."""
+        from rlhf.device_memory import give_back
+
+        give_back(self.device)
+
     def close(self) -> None:
         """Ends what the roles started (an engine's processes, for one) and leaves the process group."""
         for role in list(self._roles):
@@ -148,13 +155,6 @@ class Worker:
 
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-
-    def _collect(self) -> None:
-        gc.collect()
-        if self.device == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
 
 
 def _close(role: Any) -> None:
