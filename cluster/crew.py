@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import threading
@@ -17,6 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.failures import WorkerRaised
+from cluster.placement import Resources, place_crew
 from configs.schema import Recipe
 from rlhf.errors import PlacementError, TenfoldError
 from rlhf.ports import Console
@@ -39,15 +41,8 @@ class RayCrew:
         """`num_gpus`: that Ray counts."""
         self._recipe, self._console = recipe, console
         self._unheard: deque[Report] = deque()
-        wanted = int(num_gpus) if recipe.cluster.gpus == "auto" else recipe.cluster.gpus
-        if wanted > num_gpus:
-            raise PlacementError(
-                f"cluster.gpus={wanted}: {wanted - num_gpus:g} GPUs are missing.",
-                limit=f"Ray counts {num_gpus:g} in this cluster.",
-                remedy=f"Set cluster.gpus to {int(num_gpus)} or auto, or add nodes.",
-            )
-        self._uses_gpus = wanted > 0
-        self._num_workers = recipe.cluster.workers.get("trainer", wanted or 1)
+        plan = place_crew(recipe, Resources(cpus=math.inf, gpus=num_gpus))
+        self._uses_gpus, self._num_workers = plan.gpus > 0, plan.num_workers
 
     def train(self, job: Job, heard: Callable[[Report], None]) -> None:
         """Returns when the job is done. `heard` is called in this thread.

@@ -140,6 +140,23 @@ def place(recipe: Recipe, resources: Resources, roles: Collection[Role] | None =
     return placement
 
 
+def place_crew(recipe: Recipe, resources: Resources) -> GroupPlan:
+    """The workers of `pretrain` and `sft`, each with a GPU where there are any; they work before all other groups.
+
+    Raises PlacementError for more GPUs than the cluster has, and for more workers than GPUs.
+    """
+    config = recipe.cluster
+    gpus = _num_gpus(config, resources)
+    num_workers = config.workers.get(TRAINER, gpus or 1)
+    if gpus and num_workers > gpus:
+        raise PlacementError(
+            f"cluster.workers.trainer={num_workers}: the workers of pretrain and sft take a GPU each.",
+            limit=f"There are {gpus}.",
+            remedy="Set fewer workers in cluster.workers.trainer, or add nodes.",
+        )
+    return GroupPlan(TRAINER, (), tuple(range(num_workers)), config.cpus_per_worker, float(gpus > 0))
+
+
 def _num_gpus(config: ClusterConfig, resources: Resources) -> int:
     if config.gpus == "auto":
         return int(resources.gpus)

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cluster.placement import Placement, Resources, place
+from cluster.placement import GroupPlan, Resources, place, place_crew
 from configs.schema import MODEL_STAGES, Recipe, Stage
 from rlhf.errors import TenfoldError
 
@@ -38,9 +38,13 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
     done = finished_stages(folder)
     asked = Resources(cpus=math.inf, gpus=recipe.cluster.gpus if recipe.cluster.gpus != "auto" else gpus_here())
     placement = place(recipe, asked)
+    makers = [stage for stage in stages if stage in MODEL_STAGES]
+    crew = place_crew(recipe, asked) if makers else None
     gpus = round(sum(bundle.get("GPU", 0.0) for bundle in placement.bundles))
+    if crew:  # it has ended when the other groups start
+        gpus = max(gpus, round(crew.num_workers * crew.gpus))
     if recipe.cluster.address is None and gpus > gpus_here():
-        missing.append(f"GPUs: the placement takes {gpus}, this machine has {gpus_here()}")
+        missing.append(f"GPUs: the run takes {gpus}, this machine has {gpus_here()}")
     return {
         "name": recipe.name,
         "run": str(folder),
@@ -52,7 +56,12 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
         ],
         "model": {"path": recipe.model.path, "dtype": recipe.model.dtype, "lora_rank": recipe.lora.rank},
         "prompts": {"source": recipe.data.prompts, **prompts},
-        "placement": {"kind": recipe.cluster.placement, "gpus": gpus, "groups": _groups(placement)},
+        "crew": _group(crew, makers) if crew else None,
+        "placement": {
+            "kind": recipe.cluster.placement,
+            "gpus": gpus,
+            "groups": [_group(g, g.roles) for g in placement.groups],
+        },
         "missing": missing,
     }
 
@@ -85,7 +94,8 @@ def page(plan: Preview) -> RenderableType:
         stages.add_row(row["stage"], row["state"], Text(row["what"]))
     placement = cast(Preview, plan["placement"])
     groups = Table("group", "workers", "plays", "each takes", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for group in cast(list[dict[str, object]], placement["groups"]):
+    crew = cast(dict[str, object] | None, plan["crew"])
+    for group in [*([crew] if crew else []), *cast(list[dict[str, object]], placement["groups"])]:
         takes = f"{group['cpus']:g} CPU" + (f", {group['gpus']:g} GPU" if group["gpus"] else "")
         groups.add_row(str(group["group"]), str(group["workers"]), ", ".join(cast(list[str], group["roles"])), takes)
     parts: list[RenderableType] = [
@@ -195,11 +205,14 @@ def _at_most(wanted: int | None, have: int | None) -> str:
     return str(wanted if have is None else min(wanted, have))
 
 
-def _groups(placement: Placement) -> list[dict[str, object]]:
-    return [
-        {"group": g.name, "workers": g.num_workers, "roles": list(g.roles), "cpus": g.cpus, "gpus": g.gpus}
-        for g in placement.groups
-    ]
+def _group(group: GroupPlan, plays: Sequence[str]) -> dict[str, object]:
+    return {
+        "group": group.name,
+        "workers": group.num_workers,
+        "roles": list(plays),
+        "cpus": group.cpus,
+        "gpus": group.gpus,
+    }
 
 
 def _split(prompts: Preview) -> str:

@@ -100,6 +100,21 @@ def test_gpu_recipes_are_planned_on_a_machine_without_their_model_data_and_gpus(
     assert "nothing was started" in page.output
 
 
+@pytest.mark.parametrize(("overrides", "gpus"), [([], 8), (["cluster.gpus=1", "cluster.workers.trainer=1"], 1)])
+def test_a_dry_run_counts_the_gpus_of_pretraining(
+    overrides: list[str], gpus: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster.preview, "gpus_here", lambda: 0)
+    result = tenfold("pretrain", RECIPES / "gpt2_124m.yaml", *overrides, "--dry-run", "--json")
+    plan = json.loads(result.stdout)
+    assert plan["crew"] == {"group": "trainer", "workers": gpus, "roles": ["pretrain"], "cpus": 0.25, "gpus": 1.0}
+    assert plan["placement"]["gpus"] == gpus
+    assert f"GPUs: the run takes {gpus}, this machine has 0" in plan["missing"]
+    page = tenfold("pretrain", RECIPES / "gpt2_124m.yaml", *overrides, "--dry-run")
+    assert f"GPUs: {gpus}" in page.output and "0.25 CPU, 1 GPU" in page.output
+
+
 def test_the_recipe_of_gpt2s_size_is_ten_billion_tokens_in_whole_passes_on_eight_gpus_or_one() -> None:
     recipe = load_recipe(RECIPES / "gpt2_124m.yaml")
     pretrain, workers = recipe.pretrain, recipe.cluster.workers["trainer"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.placement import Placement, Resources, needed_roles, place
+from cluster.placement import Placement, Resources, needed_roles, place, place_crew
 from configs.schema import Recipe
 from rlhf.errors import PlacementError
 from tests.recipes import tiny_recipe
@@ -117,6 +117,21 @@ def test_too_few_gpus_are_refused_with_the_number_that_is_missing(recipe: Any) -
     with pytest.raises(PlacementError, match=r"takes 5 GPUs: 3 are missing\. There are 2\.") as caught:
         place(recipe(cluster={"placement": "separate"}), Resources(cpus=16, gpus=2))
     assert "shared" in caught.value.remedy
+
+
+def test_workers_that_make_a_model_have_a_gpu_each_where_there_are_any(recipe: Any) -> None:
+    def crew(num_gpus: int, **cluster: Any) -> tuple[int, float]:
+        plan = place_crew(recipe(cluster=cluster), Resources(cpus=16, gpus=num_gpus))
+        return plan.num_workers, plan.gpus
+
+    assert crew(0, workers={}) == (1, 0)
+    assert crew(0, workers={"trainer": 2}) == (2, 0)
+    assert crew(8, workers={}) == (8, 1)
+    assert crew(8, workers={"trainer": 2}) == (2, 1)
+    assert crew(8, workers={}, gpus=4) == (4, 1)
+    assert crew(8, workers={}, gpus=0) == (1, 0)
+    with pytest.raises(PlacementError, match=r"cluster\.workers\.trainer=3: .* There are 2\."):
+        crew(2, workers={"trainer": 3})
 
 
 def test_more_gpus_than_there_are_cannot_be_asked_for(recipe: Any) -> None:
