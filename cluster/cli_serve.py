@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,11 +56,13 @@ def serve(
         from cluster.serve import Place
 
         key, place = read_key(api_key_file, host, console.warn), Place(host, port)
-        recipe, what = _found(run, adapter, address)
+        recipe, what = _found(run, adapter)
+        if address is not None:
+            recipe = _on(recipe, address)
         if dry_run:
             _print_plan(console, what, recipe, place, key is not None, as_json)
         else:
-            _serve(console, what, recipe, place, key, as_json)
+            _serve(console, what, recipe, place, key, api_key_file, as_json)
 
     _exit(console, f"tenfold serve {run}", work)
 
@@ -83,11 +86,10 @@ def chat(
             if is_url(target):
                 url, key = target, read_key(api_key_file, "localhost", console.warn)
             else:
-                recipe, what = _found(target, adapter, None)
+                recipe, what = _found(target, adapter)
                 place, key = Place("127.0.0.1", free_port()), None
-                url = place.url
                 with console:
-                    stack.enter_context(serving(what, recipe, place, key, console))
+                    url = stack.enter_context(serving(what, _on(recipe, None), place, key, console)).url
             talk = Chat(url, key=key, model=model, system=system, out=sys.stdout)
             stack.callback(talk.close)
             try:
@@ -98,49 +100,59 @@ def chat(
     _exit(console, f"tenfold chat {target}", work)
 
 
-def _found(run: str, adapters: list[str] | None, address: str | None) -> tuple[Recipe, Served]:
+def _found(run: str, adapters: list[str] | None) -> tuple[Recipe, Served]:
     from cluster.runs import find_run
     from cluster.served import served
     from configs.load import load_recipe
 
     folder = find_run(run)
     recipe = load_recipe(folder / "recipe.yaml")
-    if address is not None:
-        recipe = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": address})})
     return recipe, served(folder.resolve(), recipe, adapters or ())
 
 
-def _serve(console: StreamConsole, what: Served, recipe: Recipe, place: Place, key: str | None, as_json: bool) -> None:
+def _on(recipe: Recipe, address: str | None) -> Recipe:
+    """The recipe on another Ray; None: one of our own, on this machine."""
+    return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": address})})
+
+
+def _serve(
+    console: StreamConsole,
+    what: Served,
+    recipe: Recipe,
+    place: Place,
+    key: str | None,
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
     from cluster.run import Terminated
     from cluster.serve import serving, wait
 
     with ExitStack() as stack:
         with console:  # it tells what goes on while there is something to tell, not all day
-            state = stack.enter_context(serving(what, recipe, place, key, console))
+            endpoint = stack.enter_context(serving(what, recipe, place, key, console))
         if as_json:
-            typer.echo(json.dumps({"url": place.url, "models": list(what.names), "key": key is not None}))
+            typer.echo(json.dumps({"url": endpoint.url, "models": list(what.names), "key": key is not None}))
             sys.stdout.flush()
         else:
-            console.say(ready_page(what, place, key is not None))
+            console.say(ready_page(endpoint.url, what.names, key_file))
         try:
-            wait(state, console.warn)
+            wait(endpoint.state, console.warn)
         except (KeyboardInterrupt, Terminated):
             console.say("stopping (once more to leave at once)")
         with console:
             stack.close()
 
 
-def ready_page(what: Served, place: Place, has_key: bool) -> str:
+def ready_page(url: str, names: Sequence[str], key_file: Path | None) -> str:
     """What is served where, with a request to copy."""
-    header = ' -H "Authorization: Bearer $(cat KEY_FILE)"' if has_key else ""
-    body = json.dumps(
-        {"model": what.names[-1], "messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": True}
-    )
+    quoted = None if key_file is None else shlex.quote(str(key_file))
+    header = "" if quoted is None else f' -H "Authorization: Bearer $(cat {quoted})"'
+    body = {"model": names[-1], "messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": True}
     return "\n".join(
         (
-            f"ready: {place.url} serves {', '.join(what.names)}{', with an API key' if has_key else ''}. For instance:",
-            f"  curl -N {place.url}/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'",
-            f"  tenfold chat {place.url}{' --api-key-file KEY_FILE' if has_key else ''}",
+            f"ready: {url} serves {', '.join(names)}{'' if quoted is None else ', with an API key'}. For instance:",
+            f"  curl -N {url}/chat/completions{header} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
+            f"  tenfold chat {url}{'' if quoted is None else f' --api-key-file {quoted}'}",
             "Ctrl-C ends it.",
         )
     )
@@ -152,7 +164,7 @@ def _print_plan(
     adapters = {name: str(path) for name, path in what.adapters.items()}
     generator = recipe.generator
     plan = {
-        "url": place.url,
+        "url": place.url(),
         "cluster": recipe.cluster.address,
         "key": has_key,
         "base": str(what.base),
@@ -165,7 +177,7 @@ def _print_plan(
     if as_json:
         typer.echo(json.dumps(plan, ensure_ascii=False, indent=2))
         return
-    lines = [f"{place.url} would serve, {'with' if has_key else 'without'} an API key (nothing was started):"]
+    lines = [f"{place.url()} would serve, {'with' if has_key else 'without'} an API key (nothing was started):"]
     lines += [f"  {name}: {path}" for name, path in {"base": plan["base"], **adapters}.items()]
     lines.append(f"{plan['dtype']}, a context of at most {what.context_tokens or 'unknown'} tokens")
     console.say("\n".join(lines))

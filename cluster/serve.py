@@ -10,19 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from cluster.api_key import digest_of
+from cluster.api_key import digest_of, is_loopback
 from cluster.served import BASE, Served
 from configs.schema import Recipe
 from rlhf.errors import PlacementError, ServeError
 from rlhf.ports import Console
 
 APP = "tenfold"  # the name of the Serve application
+EVERYWHERE = ("0.0.0.0", "::")  # hosts that stand for all addresses of a machine
 GIB = 1024**3
 CPU_KV_CACHE_GIB = 1.0  # vLLM would take most of the machine's memory
 MAX_SLOTS = 8  # adapters that answer in the same batch; further ones take turns
 HEALTH_S, READY_S = 5.0, 60.0
+GONE = "GONE"
+OVER = (GONE, "DEPLOY_FAILED", "NOT_STARTED")  # states that an endpoint does not come back from
 GRACE_S = 5.0  # that open answers have at the end
 
 
@@ -33,18 +36,23 @@ class Place:
     host: str
     port: int
 
-    @property
-    def url(self) -> str:
-        """The base URL for OpenAI's client, as this machine reaches it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+    def url(self, head: str | None = None) -> str:
+        """The base URL for OpenAI's client; on all addresses it is that of the `head` node, or of loopback."""
+        host = head or {"0.0.0.0": "127.0.0.1", "::": "::1"}[self.host] if self.host in EVERYWHERE else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An endpoint that is ready."""
+
+    url: str  # the base URL for OpenAI's client
+    state: Callable[[], str]  # how Ray Serve says it is now
+
+
 @contextmanager
-def serving(
-    served: Served, recipe: Recipe, place: Place, key: str | None, console: Console
-) -> Iterator[Callable[[], str]]:
-    """The endpoint, ready, as a function that says how it is; nothing of it is left when the block ends.
+def serving(served: Served, recipe: Recipe, place: Place, key: str | None, console: Console) -> Iterator[Endpoint]:
+    """The endpoint, once it is ready; nothing of it is left when the block ends.
 
     Ray is started on this machine, or reached at `cluster.address`; there, the endpoint listens on the head node.
 
@@ -80,12 +88,13 @@ def serving(
                     serve.run(endpoint, name=APP, route_prefix="/")
                 except RuntimeError as error:
                     raise _not_started(error) from error
-                if recipe.cluster.address is None:
-                    check_answers(place, key)
-            yield lambda: _state(serve)
+                url = place.url(None if recipe.cluster.address is None else head_address())
+                if recipe.cluster.address is None or not is_loopback(place.host):
+                    check_answers(url, key)
+            yield Endpoint(url, lambda: _state(serve))
         finally:
             with console.task("stop the endpoint"):
-                serve.shutdown()
+                _stop(serve, recipe.cluster.address, console)
 
 
 def llm_config(served: Served, recipe: Recipe, *, on_gpu: bool) -> Any:
@@ -203,33 +212,62 @@ def check_fits(recipe: Recipe, cpus: float, gpus: float, front_cpus: float) -> N
         )
 
 
-def check_answers(place: Place, key: str | None) -> None:
+def check_answers(url: str, key: str | None) -> None:
     """Raises ServeError unless the endpoint lists its models."""
     import httpx
 
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
-        httpx.get(f"{place.url}/models", headers=headers, timeout=READY_S, trust_env=False).raise_for_status()
+        httpx.get(f"{url}/models", headers=headers, timeout=READY_S, trust_env=False).raise_for_status()
     except httpx.HTTPError as error:
         raise ServeError(
-            f"The endpoint at {place.url} does not answer: {error}.", remedy="Look into the logs of Ray Serve."
+            f"The endpoint at {url} does not answer: {error}.",
+            remedy="See that this machine reaches that address; else look into the logs of Ray Serve.",
         ) from error
 
 
-def wait(state: Callable[[], str], warn: Callable[[str], None]) -> None:
-    """Returns never; says when the endpoint gets ill, and when it is well again."""
+def head_address() -> str:
+    """The address of the cluster's head node."""
+    import ray
+
+    return next(
+        str(node["NodeManagerAddress"]) for node in ray.nodes() if "node:__internal_head__" in node["Resources"]
+    )
+
+
+def wait(
+    state: Callable[[], str], warn: Callable[[str], None], *, pause: Callable[[float], None] = time.sleep
+) -> NoReturn:
+    """Waits for as long as there is an endpoint; says when it gets ill, and when it is well again.
+
+    Raises ServeError when it is gone, or does not come back.
+    """
     before = state()
-    while True:
-        time.sleep(HEALTH_S)
+    while before not in OVER:
+        pause(HEALTH_S)
         now = state()
         if now != before:
             warn(f"the endpoint is {now.lower()}; it was {before.lower()}")
         before = now
+    raise ServeError(
+        f"The endpoint has ended by itself: it is {before.lower()}.", remedy="The logs of Ray Serve say why."
+    )
 
 
 def _state(serve: Any) -> str:
-    app = serve.status().applications.get(APP)
-    return "GONE" if app is None else str(app.status.value)
+    try:
+        app = serve.status().applications.get(APP)
+    except Exception:  # whatever is missing of Ray: without it there is no endpoint
+        return GONE
+    return GONE if app is None else str(getattr(app.status, "value", app.status))
+
+
+def _stop(serve: Any, address: str | None, console: Console) -> None:
+    try:
+        # A Ray of our own ends as a whole; the end of Serve in it would be told as a failed task of Ray's.
+        serve.delete(APP) if address is None else serve.shutdown()
+    except Exception as error:  # it may not have begun, or what it stood on is gone
+        console.warn(f"Ray Serve did not end by itself: {error}")
 
 
 def _not_started(error: RuntimeError) -> ServeError:
