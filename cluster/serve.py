@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cluster.api_key import digest_of, is_loopback
-from cluster.served import BASE, Served
+from cluster.serve_engine import llm_config
+from cluster.served import Served
 from configs.schema import Recipe
 from rlhf.errors import PlacementError, ServeError
 from rlhf.ports import Console
 
 APP = "tenfold"  # the name of the Serve application
 EVERYWHERE = ("0.0.0.0", "::")  # hosts that stand for all addresses of a machine
-GIB = 1024**3
-CPU_KV_CACHE_GIB = 1.0  # vLLM would take most of the machine's memory
-MAX_SLOTS = 8  # adapters that answer in the same batch; further ones take turns
+TELEMETRY = "llm_serve_telemetry"  # an actor of Ray Serve LLM's, and its namespace
 HEALTH_S, READY_S = 5.0, 60.0
 GONE = "GONE"
+# Ray Serve ends a proxy that is not ready after three times 5 s, which is soon on a machine that has other work too.
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
 OVER = (GONE, "DEPLOY_FAILED", "NOT_STARTED")  # states that an endpoint does not come back from
-GRACE_S = 5.0  # that open answers have at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,7 @@ def serving(served: Served, recipe: Recipe, place: Place, key: str | None, conso
     with own_ray(recipe, console) as session:
         with console.task("load Ray Serve LLM"), _quietly():
             from ray import serve
+            from ray.exceptions import RayError
 
             from cluster.ingress import CPUS, build_endpoint
         check_alone(recipe.cluster.address)
@@ -73,11 +73,6 @@ def serving(served: Served, recipe: Recipe, place: Place, key: str | None, conso
         check_fits(recipe, session.resources.cpus, session.resources.gpus if on_gpu else 0, CPUS)
         try:
             with console.task(f"start the endpoint: {', '.join(served.names)}"):
-                serve.start(
-                    proxy_location="HeadOnly",
-                    http_options={"host": place.host, "port": place.port},
-                    logging_config={"log_level": "WARNING", "enable_access_log": False},
-                )
                 endpoint = build_endpoint(
                     llm_config(served, recipe, on_gpu=on_gpu),
                     served.names,
@@ -85,8 +80,15 @@ def serving(served: Served, recipe: Recipe, place: Place, key: str | None, conso
                     None if key is None else digest_of(key),
                 )
                 try:
+                    with suppress(TimeoutError):  # of the proxy; whether it has come by the end is seen by asking it
+                        serve.start(
+                            proxy_location="HeadOnly",
+                            http_options={"host": place.host, "port": place.port},
+                            logging_config={"log_level": "WARNING", "enable_access_log": False},
+                            controller_options={"runtime_env": {"env_vars": PATIENCE}},
+                        )
                     serve.run(endpoint, name=APP, route_prefix="/")
-                except RuntimeError as error:
+                except (RuntimeError, RayError) as error:
                     raise _not_started(error) from error
                 url = place.url(None if recipe.cluster.address is None else head_address())
                 if recipe.cluster.address is None or not is_loopback(place.host):
@@ -95,76 +97,6 @@ def serving(served: Served, recipe: Recipe, place: Place, key: str | None, conso
         finally:
             with console.task("stop the endpoint"):
                 _stop(serve, recipe.cluster.address, console)
-
-
-def llm_config(served: Served, recipe: Recipe, *, on_gpu: bool) -> Any:
-    """Ray Serve LLM's description of the engine."""
-    from ray.serve.llm import LLMConfig
-
-    width = recipe.generator.tensor_parallel if on_gpu else 1
-    bundle = {"CPU": recipe.cluster.cpus_per_worker} | ({"GPU": 1} if on_gpu else {})
-    return LLMConfig(
-        model_loading_config={"model_id": BASE, "model_source": str(served.base)},
-        engine_kwargs=engine_settings(served, recipe, on_gpu=on_gpu),
-        accelerator_type=None,
-        placement_group_config={"bundles": [bundle] * width},
-        runtime_env={"env_vars": environment(recipe, on_gpu=on_gpu)},
-        deployment_config={
-            "num_replicas": 1,
-            "max_constructor_retry_count": 1,  # what fails once fails again, and would be silent for minutes
-            "health_check_timeout_s": READY_S,  # a CPU that computes is slow to say so
-            "graceful_shutdown_timeout_s": GRACE_S,
-            "graceful_shutdown_wait_loop_s": 1.0,
-            "ray_actor_options": {"num_cpus": recipe.cluster.cpus_per_worker},
-        },
-        callback_config={"callback_class": "cluster.local_model.LocalModel"},  # pyright: ignore[reportArgumentType]
-        log_engine_metrics=False,
-    )
-
-
-def engine_settings(served: Served, recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
-    """vLLM's arguments: those of the run's generator, but a GPU is the endpoint's alone."""
-    config = recipe.generator
-    kv_cache_gib = config.kv_cache_gib or (None if on_gpu else CPU_KV_CACHE_GIB)
-    settings: dict[str, Any] = {
-        "dtype": config.dtype or recipe.model.dtype,
-        "max_model_len": -1,  # the model's own context, or as much of it as the KV cache can hold
-        "block_size": config.block_tokens,
-        "max_num_seqs": config.max_running,
-        "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * GIB),
-        "enable_prefix_caching": True,
-        "enforce_eager": config.enforce_eager or not on_gpu,
-        "tensor_parallel_size": config.tensor_parallel if on_gpu else 1,
-        "use_tqdm_on_load": False,
-        "disable_log_stats": True,
-    }
-    if not on_gpu:
-        # A prompt that is cut over two steps makes vLLM rewind its random generator, which those of CPUs cannot.
-        settings |= {"distributed_executor_backend": "mp", "enable_chunked_prefill": False}
-    if served.adapters:
-        settings |= {
-            "enable_lora": True,
-            "max_loras": min(len(served.adapters), MAX_SLOTS),
-            "max_cpu_loras": len(served.adapters),
-            "max_lora_rank": served.rank,
-            "lora_target_modules": list(served.targets),
-            "lora_modules": [{"name": name, "path": str(path)} for name, path in served.adapters.items()],
-        }
-    return settings
-
-
-def environment(recipe: Recipe, *, on_gpu: bool) -> dict[str, str]:
-    """What the engine's processes find in their environment."""
-    always = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    if on_gpu:
-        return always
-    threads = recipe.cluster.threads or len(os.sched_getaffinity(0))
-    # Compiling the sampler takes longer than it saves. Bound to cores, vLLM would leave one of them idle.
-    return always | {
-        "TORCH_COMPILE_DISABLE": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
 
 
 def check_port(place: Place) -> None:
@@ -213,17 +145,22 @@ def check_fits(recipe: Recipe, cpus: float, gpus: float, front_cpus: float) -> N
 
 
 def check_answers(url: str, key: str | None) -> None:
-    """Raises ServeError unless the endpoint lists its models."""
+    """Raises ServeError unless the endpoint lists its models, soon."""
     import httpx
 
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    try:
-        httpx.get(f"{url}/models", headers=headers, timeout=READY_S, trust_env=False).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ServeError(
-            f"The endpoint at {url} does not answer: {error}.",
-            remedy="See that this machine reaches that address; else look into the logs of Ray Serve.",
-        ) from error
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            httpx.get(f"{url}/models", headers=headers, timeout=READY_S, trust_env=False).raise_for_status()
+            return
+        except httpx.HTTPError as error:
+            if time.monotonic() > deadline:
+                raise ServeError(
+                    f"The endpoint at {url} does not answer: {error}.",
+                    remedy="See that this machine reaches that address; else look into the logs of Ray Serve.",
+                ) from error
+        time.sleep(1.0)
 
 
 def head_address() -> str:
@@ -263,27 +200,34 @@ def _state(serve: Any) -> str:
 
 
 def _stop(serve: Any, address: str | None, console: Console) -> None:
+    import ray
+
     try:
         # A Ray of our own ends as a whole; the end of Serve in it would be told as a failed task of Ray's.
         serve.delete(APP) if address is None else serve.shutdown()
     except Exception as error:  # it may not have begun, or what it stood on is gone
         console.warn(f"Ray Serve did not end by itself: {error}")
+    with suppress(ValueError):  # there is none: Ray Serve LLM starts it beside an engine, and leaves it there
+        ray.kill(ray.get_actor(TELEMETRY, namespace=TELEMETRY))
 
 
-def _not_started(error: RuntimeError) -> ServeError:
+def _not_started(error: Exception) -> ServeError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if ("Error:" in line or "Exception:" in line) and "RayTaskError" not in line]
     return ServeError(
-        f"The model did not start: {(causes or lines or ['no reason given'])[-1]}",
+        f"The endpoint did not start: {(causes or lines or ['no reason given'])[-1]}",
         remedy="The logs tell the whole; check memory (generator.kv_cache_gib, generator.dtype) and adapters.",
     )
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Imports what talks into the terminal in its own format, and sends all programs' records there."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    yield
+    """Imports Ray Serve LLM and vLLM without what they say, and without the records that all programs then make."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(logging.WARNING)
     for name in ("ray.serve", "ray.llm", "vllm"):
         logging.getLogger(name).setLevel(logging.ERROR)

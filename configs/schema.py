@@ -185,7 +185,9 @@ class Recipe(Section):
     learner: LearnerConfig = LearnerConfig()
     generator: GeneratorConfig = GeneratorConfig()
     rules: tuple[RuleConfig, ...] = ()
-    on_bad_score: Literal["stop", "retry", "drop"] = "stop"  # a rule that raises, a score that is not finite
+    on_bad_score: Literal["stop", "retry", "drop"] = (
+        "stop"  # a rule that raises, a server that fails, a score not finite
+    )
     pretrain: PretrainConfig = PretrainConfig()
     sft: SFTConfig = SFTConfig()
     score_server: ScoreServerConfig = ScoreServerConfig()

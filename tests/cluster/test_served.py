@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from actors.base import Base
-from cluster.serve import engine_settings, environment
+from cluster.serve_engine import engine_settings, environment
 from cluster.served import served
 from configs.load import load_recipe
 from configs.schema import LoraConfig, ModelConfig
