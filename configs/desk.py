@@ -19,13 +19,21 @@ class DeskConfig(Section):
     max_skips: Positive = 3  # people who may skip a group before it is given out no more
     min_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.0  # mean Kendall's tau-b of a group's pairs of people
     guidelines: str | None = None  # a Markdown file
-    database: str | None = None  # None: rankings.db in the run folder; else a URL, without its password
+    database: str | None = None  # None: rankings.db in the run folder; else PostgreSQL's URL, without a password
 
     @model_validator(mode="after")
-    def _no_secret(self) -> Self:
-        if self.database and re.search(r"://[^/@]*:[^/@]*@", self.database):
+    def _is_usable(self) -> Self:
+        if self.database is None:
+            return self
+        # None of these says what stands there: it may be a password.
+        if not re.match(r"postgresql(\+pg8000)?://", self.database):
+            raise ValueError(
+                "database is no URL of PostgreSQL; write postgresql://USER@HOST:PORT/DATABASE, or leave it out for "
+                "SQLite in the run folder"
+            )
+        if re.search(r"://[^/@]*:[^/]*@|[?&]password=", self.database):
             raise ValueError(
                 "database holds a password, and a recipe is kept in the run folder; give it in the environment "
-                "(TENFOLD_DESK_PASSWORD, or PGPASSWORD) and leave it out of the URL"
+                "(PGPASSWORD) and leave it out of the URL"
             )
         return self

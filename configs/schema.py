@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from configs.desk import DeskConfig
 from configs.model_stages import PretrainConfig, SFTConfig
 from configs.ppo import PPOConfig
 from configs.scores import ScoreServerConfig, ScoreSource, is_address
@@ -104,7 +105,7 @@ class SampleConfig(Section):
 class RankConfig(Section):
     """Who says which answers are better."""
 
-    judge: Literal["rules", "reward"] = "rules"
+    judge: Literal["rules", "reward", "people"] = "rules"
     tie_margin: Annotated[float, Field(ge=0)] = 0.0  # scores nearer than this are a tie
 
 
@@ -193,6 +194,7 @@ class Recipe(Section):
     score_server: ScoreServerConfig = ScoreServerConfig()
     sample: SampleConfig = SampleConfig()
     rank: RankConfig = RankConfig()
+    desk: DeskConfig = DeskConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

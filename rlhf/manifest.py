@@ -28,6 +28,7 @@ MAY_DIFFER = (
     *("name", "runs", "model.path", "tracker.", "checkpoints.", "ppo.save_every", "reward.save_every"),
     *("pretrain.save_every", "pretrain.cache", "sft.save_every"),
     *("cluster.address", "cluster.wait_s", "cluster.call_s"),
+    *("desk.database", "desk.lease_minutes", "desk.guidelines"),
 )
 # How the work is cut up: results are the same but for their last bits, so that journaled steps stay of use.
 ONLY_BITS = ("cluster.", "learner.")

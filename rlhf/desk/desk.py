@@ -10,6 +10,14 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from configs.desk import DeskConfig
+from configs.load import load_recipe
+from configs.schema import Recipe
+from rlhf.database import Database
+from rlhf.desk.exchange import pairs_of, read_rows, row_of
+from rlhf.desk.giving import Giving, stamp
+from rlhf.desk.intake import take_in
+from rlhf.desk.overview import Overview
+from rlhf.desk.people import People
 from rlhf.desk.records import (
     Agreement,
     Consensus,
@@ -23,6 +31,11 @@ from rlhf.desk.records import (
     Task,
     Verdict,
 )
+from rlhf.desk.taking import Taking
+from rlhf.errors import DataError, StoreError
+from rlhf.files import reason_of
+from rlhf.manifest import RECIPE, read_manifest
+from rlhf.rankings_schema import METADATA, MIGRATIONS, SCHEMA_VERSION, desk_run
 from rlhf.records import AnswerGroup
 
 
@@ -53,7 +66,15 @@ class Desk:
 
         Raises StoreError: cannot be opened, has a newer schema, holds another run.
         """
-        raise NotImplementedError
+        config = config or DeskConfig()
+        self._seed, self._clock = seed, clock
+        self._database = Database(url, METADATA, SCHEMA_VERSION, MIGRATIONS, shared=True)
+        self._people = People(self._database, lambda: stamp(clock()))
+        self._giving = Giving(self._database, config, seed, clock)
+        self._taking = Taking(self._database, self._giving, clock)
+        self._overview = Overview(self._database, config, clock)
+        if run:
+            self._take_place(run)
 
     # People
 
@@ -62,30 +83,30 @@ class Desk:
 
         Raises DeskError for a name that is taken, empty, longer than 100 characters or with control characters.
         """
-        raise NotImplementedError
+        return self._people.invite(name, role)
 
     def renew_token(self, name: str) -> str:
         """A new token for a person who lost theirs; the old one is no longer valid. Raises NotThere."""
-        raise NotImplementedError
+        return self._people.renew_token(name)
 
     def sign_in(self, token: str) -> Person | None:
         """Whose token this is; None if nobody's."""
-        raise NotImplementedError
+        return self._people.sign_in(token)
 
     def people(self) -> list[Person]:
         """All, in the order of their invitation."""
-        raise NotImplementedError
+        return self._people.people()
 
     def withdraw(self, name: str, by: str, reason: str = "") -> None:
         """Sets all that a person said aside: it is kept, and counts no longer, so that groups are given out again.
 
         `by` is who does it. The person is given no more tasks. Raises NotThere.
         """
-        raise NotImplementedError
+        self._people.set_aside(name, True, by, reason)
 
     def reinstate(self, name: str, by: str, reason: str = "") -> None:
         """Takes a withdrawal back. Raises NotThere."""
-        raise NotImplementedError
+        self._people.set_aside(name, False, by, reason)
 
     # Tasks
 
@@ -94,7 +115,7 @@ class Desk:
 
         Raises DeskError for a group that is there with other answers, or with more than 26.
         """
-        raise NotImplementedError
+        return self._giving.add_groups(groups, round)
 
     def next_task(self, person_id: int) -> Task | None:
         """What the person is to rank now; None if there is nothing for them at the moment.
@@ -103,18 +124,18 @@ class Desk:
         given to as many people as the quota says and no more, however many ask at once, and never twice to one person,
         but for hidden repeats, which do not count.
         """
-        raise NotImplementedError
+        return self._giving.next_task(person_id)
 
     def task(self, person_id: int, task_id: int) -> Task:
         """A task that this person was given, handed in or not: to go back to it. Raises NotThere."""
-        raise NotImplementedError
+        return self._taking.task(person_id, task_id)
 
     def save_draft(self, person_id: int, task_id: int, state: Mapping[str, Any], time_ms: int) -> Draft:
         """The draft as it was kept; the lease begins again. Also of a task that was handed in, while it is corrected.
 
         Raises NotThere; BadVerdict for a state that is no JSON or longer than 200,000 characters.
         """
-        raise NotImplementedError
+        return self._taking.save_draft(person_id, task_id, state, time_ms)
 
     def submit(self, person_id: int, task_id: int, verdict: Verdict, time_ms: int) -> Submission:
         """The row that now counts: the first of the task, or a correction.
@@ -122,37 +143,37 @@ class Desk:
         The same verdict once more (a page that had no answer sends it again) gives the row that is there. A lease that
         has run out does no harm: what was ranked is kept and counts. Raises NotThere, BadVerdict.
         """
-        raise NotImplementedError
+        return self._taking.submit(person_id, task_id, verdict, time_ms)
 
     def skip(self, person_id: int, task_id: int, reason: str, time_ms: int) -> Submission:
         """The row that now counts. The group goes to somebody else. Raises NotThere, BadVerdict (empty reason)."""
-        raise NotImplementedError
+        return self._taking.skip(person_id, task_id, reason, time_ms)
 
     def history(self, person_id: int, limit: int = 50) -> list[Submission]:
         """The newest row of each task that this person handed in, newest first: what can be gone back to."""
-        raise NotImplementedError
+        return self._taking.history(person_id, limit)
 
     def own_progress(self, person_id: int) -> OwnProgress:
         """How far this person is."""
-        raise NotImplementedError
+        return self._giving.own_progress(person_id)
 
     # The lead's view, and the run's
 
     def progress(self, round: int | None = None) -> Progress:
         """How far a round is, or all of them."""
-        raise NotImplementedError
+        return self._overview.progress(round)
 
     def agreement(self, round: int | None = None) -> Agreement:
         """How far people agree, over what counts now; quick to ask for again while nothing is handed in."""
-        raise NotImplementedError
+        return self._overview.agreement(round)
 
     def items(self, round: int | None = None, offset: int = 0, limit: int = 100) -> list[Item]:
         """The groups with their state, in the order in which they came."""
-        raise NotImplementedError
+        return self._overview.items(round, offset, limit)
 
     def item(self, prompt_id: str, round: int = 0) -> Item:
         """One group. Raises NotThere."""
-        raise NotImplementedError
+        return self._overview.item(prompt_id, round)
 
     def submissions(
         self,
@@ -167,33 +188,66 @@ class Desk:
 
         `every_row`: also those that were corrected since. `withdrawn`: also of people whose rankings are set aside.
         """
-        raise NotImplementedError
+        return self._overview.submissions(prompt_id, round, person, every_row, withdrawn)
 
     def set_scores(self, scores: Mapping[str, Sequence[float]], round: int = 0) -> None:
         """Keeps the reward model's scores [n] of each group, by prompt id, for `agreement`. Raises NotThere."""
-        raise NotImplementedError
+        self._overview.set_scores(scores, round)
 
     def consensus(self, round: int) -> list[Consensus]:
         """One ranking per group that anybody ranked: by mean rank, not accepted where people agree too little."""
-        raise NotImplementedError
+        return self._overview.consensus(round)
 
     # In and out
 
     def export_rows(self, round: int | None = None) -> Iterator[dict[str, Any]]:
         """JSONL rows, one per group, with its answers and all that people said of it (rlhf/desk/exchange.py)."""
-        raise NotImplementedError
+        withdrawn = {person.name for person in self.people() if person.withdrawn}
+        for item, consensus in self._with_consensus(round):
+            said = self.submissions(prompt_id=item.prompt_id, round=item.round)
+            yield row_of(item, said, withdrawn, consensus)
 
     def export_pairs(self, round: int | None = None) -> Iterator[dict[str, Any]]:
         """Rows `prompt`, `chosen`, `rejected` in TRL's conversational form: all pairs that the consensus orders."""
-        raise NotImplementedError
+        for item, consensus in self._with_consensus(round):
+            if consensus is not None and consensus.accepted:
+                yield from pairs_of(item, consensus)
 
     def import_rows(self, rows: Iterable[Mapping[str, Any]], by: str, round: int = 0) -> int:
         """How many rankings were taken in: rows of `export_rows`, or of TRL's kind, as those of the person `by`."""
-        raise NotImplementedError
+        taken = read_rows(rows, by)
+        with self._database.write() as connection:
+            return take_in(connection, taken, round, self._seed, stamp(self._clock()))
 
     def close(self) -> None:
         """Lets go of the file or server."""
-        raise NotImplementedError
+        self._database.close()
+
+    def _with_consensus(self, round: int | None) -> Iterator[tuple[Item, Consensus | None]]:
+        agreed: dict[int, dict[str, Consensus]] = {}
+        offset = 0
+        while page := self.items(round, offset):
+            for item in page:
+                if item.round not in agreed:
+                    agreed[item.round] = {one.prompt_id: one for one in self.consensus(item.round)}
+                yield item, agreed[item.round].get(item.prompt_id)
+            offset += len(page)
+
+    def _take_place(self, run: str) -> None:
+        try:
+            with self._database.write() as connection:
+                holder = connection.scalar(sa.select(desk_run.c.run))
+                if holder is None:
+                    connection.execute(desk_run.insert().values(run=run))
+        except BaseException:
+            self.close()
+            raise
+        if holder not in (None, run):
+            self.close()
+            raise StoreError(
+                f"The database of the desk holds another run ({holder}; this one is {run}).",
+                remedy="Use a database of its own for each run (desk.database).",
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -202,14 +256,30 @@ class Desk:
         self.close()
 
 
-def open_desk(folder: Path) -> Desk:
-    """The desk of the run in this folder: its recipe says where, in rankings.db of the folder unless `desk.database`.
+def open_desk(folder: Path, recipe: Recipe | None = None) -> Desk:
+    """The desk of the run in this folder: in its rankings.db, unless the recipe has `desk.database`.
 
-    The run's lock is not taken: the run may go on beside it. Raises StoreError, ConfigError.
+    `recipe` is the one to go by; None: the run's own. The run's lock is not taken: the run may go on beside it. Raises
+    StoreError, ConfigError.
     """
-    raise NotImplementedError
+    recipe = recipe or load_recipe(folder / RECIPE)
+    url = recipe.desk.database or sa.URL.create("sqlite", database=str(folder / "rankings.db"))
+    return Desk(url, recipe.desk, seed=recipe.seed, run=read_manifest(folder)["created"])
 
 
 def guidelines(folder: Path) -> str:
     """The Markdown file that the run's recipe names in `desk.guidelines`; empty if it names none. Raises DataError."""
-    raise NotImplementedError
+    return read_guidelines(load_recipe(folder / RECIPE).desk.guidelines)
+
+
+def read_guidelines(path: str | None) -> str:
+    """The text of the file; empty of None. Raises DataError."""
+    if path is None:
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"desk.guidelines={path} cannot be read: {reason_of(error)}.",
+            remedy="Name a Markdown file in UTF-8, or leave it out.",
+        ) from error

@@ -136,6 +136,7 @@ class Progress:
     num_rankings: int  # that count, of those wanted: no more than the quota per group
     num_wanted: int  # quota times groups that are not closed
     num_open: int  # tasks that are given out and not handed in, their lease running
+    num_short: int  # groups that not enough of the people invited can rank: they had them, or there are too few
     people: tuple[PersonProgress, ...]
 
     @property
@@ -146,7 +147,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class OwnProgress:
-    """What a person is told of the own work: nothing that gives a repeat away."""
+    """What a person is told of their own work: nothing that gives a repeat away."""
 
     num_ranked: int  # repeats among them
     num_skipped: int
