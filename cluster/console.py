@@ -24,6 +24,7 @@ from rlhf.wording import duration
 
 PROGRESS_S = 5.0  # a task's progress is told at most so often
 QUIET_S = 8.0  # and something is told at least so often: below ten seconds, with a beat's delay to spare
+PATIENT_S = 600.0  # or so often, while people are waited for
 BEAT_S = 1.0
 
 
@@ -75,12 +76,13 @@ class StreamConsole(ABC):
         self._write(redact(self._rendered(page, soft_wrap=False)))
 
     @contextmanager
-    def task(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Work]:
+    def task(self, name: str, total: int | None = None, unit: str = "", patient: bool = False) -> Iterator[Work]:
         """A task under way; ends with the block and says so (an inner one only where it was long enough to be told)."""
         parent = _current.get() or (self._work[0] if self._work else None)  # in a thread of its own: of the stage
         full = f"{parent.name} / {name}" if parent else name
         now = self.clock()
         work = Work(self, full, total, unit, parent.depth + 1 if parent else 0, now, changed=now, told=now)
+        work.patient = patient
         token = _current.set(work)
         with self._lock:
             self._work.append(work)
@@ -111,7 +113,8 @@ class StreamConsole(ABC):
             now = self.clock()
             for work in self._work:
                 self._moved(work, now)
-            if now - self._last_output >= QUIET_S:
+            quiet_s = PATIENT_S if self._work and self._work[-1].patient else QUIET_S
+            if now - self._last_output >= quiet_s:
                 self._break_silence(now)
 
     def _keep_beating(self) -> None:

@@ -66,6 +66,7 @@ def run(
     from cluster.tracker import WandbTracker
     from rlhf.chat import ChatTokenizer
     from rlhf.data import load_prompts
+    from rlhf.desk.desk import open_desk
     from rlhf.kept_prompts import read_prompts, write_prompts
     from rlhf.stages.context import Context
     from rlhf.stages.model_context import ModelContext
@@ -105,6 +106,8 @@ def run(
             chat = ChatTokenizer(recipe.model.path)
             prompts = kept or load_prompts(recipe.data, chat)
             check(recipe, chat, prompts, aligning)
+            if recipe.rank.judge == "people" and "rank" in aligning:
+                open_desk(store.folder, recipe).close()  # a database that cannot be reached is told now
             tracker = track()
             if kept is None:
                 write_prompts(store.folder, prompts)
@@ -194,6 +197,7 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     """
     from rlhf.adapters import starting_adapter
     from rlhf.conversations import Source, load_conversations
+    from rlhf.desk.desk import read_guidelines
     from rlhf.remote_score import check_score_servers
     from rlhf.rules import RuleScorer
     from rlhf.sources import read_items
@@ -208,6 +212,8 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     if recipe.rules:
         RuleScorer(recipe.rules)
     check_score_servers(recipe, stages)
+    if recipe.rank.judge == "people":
+        read_guidelines(recipe.desk.guidelines)
     if not has_prompts and next(iter(read_items(recipe.data.prompts)), None) is None:
         raise DataError(f"data.prompts={recipe.data.prompts!r} holds no prompt.", limit="At least 1 is needed.")
 

@@ -121,14 +121,18 @@ class RayTeam:
             for rank, seat in enumerate(group.seats)
         }
 
-    def close(self) -> None:
-        """Ends all workers and gives their resources back."""
+    def rest(self) -> None:
+        """Ends all workers and gives their resources back; roles are started anew when asked for again."""
         together(*(group.kill for group in self._groups.values()))
         self._groups.clear()
         self._handles.clear()
         if self._home is not None:
             remove_placement_group(self._home)
             self._home = None
+
+    def close(self) -> None:
+        """Ends all workers and gives their resources back."""
+        self.rest()
 
     def __enter__(self) -> Self:
         return self

@@ -30,6 +30,7 @@ class Work:
     note: str = ""
     untold: bool = False  # it moved since the last line about it
     visible: bool = False  # a line about it was printed
+    patient: bool = False  # it may take days: while nothing changes, it is told seldom
 
     def advance(self, num: int = 1, note: str = "") -> None:
         """Adds to what is done; a note says what is being done now, and `advance(0, note)` only says that."""

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from configs.section import Positive, Section
 
+MOST_RANKED = 26  # answers that people rank at once: each has a letter
+
 
 class DeskConfig(Section):
     """Who ranks how often, and what becomes of it (`rank.judge: people`)."""

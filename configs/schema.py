@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.desk import DeskConfig
+from configs.desk import MOST_RANKED, DeskConfig
 from configs.model_stages import PretrainConfig, SFTConfig
 from configs.ppo import PPOConfig
 from configs.scores import ScoreServerConfig, ScoreSource, is_address
@@ -267,6 +267,8 @@ class Recipe(Section):
             raise ValueError(f"{', '.join(wants_rules)}: rules, but the recipe lists no rules; add a `rules:` section")
         if problems := list(self._missing()):
             raise ValueError("; ".join(problems))
+        if self.rank.judge == "people" and self.sampling.n > MOST_RANKED:
+            raise ValueError(f"rank.judge=people with sampling.n={self.sampling.n}: people rank at most {MOST_RANKED}")
         aligns = any(stage in ALIGNMENT for stage in self.stages)
         if aligns and self.cluster.placement == "shared" and self.learner.zero_stage == 3:
             raise ValueError(

@@ -140,8 +140,13 @@ class Console(Protocol):
 
     def warn(self, text: str) -> None: ...
 
-    def task(self, name: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Task]:
-        """A progress bar with a rate where there is a terminal, plain lines elsewhere; never silent for 10 s."""
+    def task(
+        self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+    ) -> AbstractContextManager[Task]:
+        """A progress bar with a rate where there is a terminal, plain lines elsewhere; never silent for 10 s.
+
+        `patient`: it may take days, so while nothing changes it is told every ten minutes only.
+        """
         ...
 
 
@@ -150,6 +155,14 @@ class Team(Protocol):
 
     def prepare(self, *roles: RoleName) -> None:
         """Starts these roles, at the same time where they can be."""
+        ...
+
+    def release(self, *roles: RoleName) -> None:
+        """Forgets these roles and what they learnt; they are started anew when asked for again."""
+        ...
+
+    def rest(self) -> None:
+        """Ends all workers and gives their resources back; roles are started anew when asked for again."""
         ...
 
     @property

@@ -16,8 +16,8 @@ def _id() -> sa.Column[int]:
     return sa.Column("id", sa.Integer, primary_key=True, autoincrement=True)
 
 
-def _of(table: str, **options: bool) -> sa.Column[int]:
-    return sa.Column(f"{table}_id", sa.Integer, sa.ForeignKey(f"{table}s.id"), nullable=False, **options)
+def _of(table: str, *, index: bool = False) -> sa.Column[int]:
+    return sa.Column(f"{table}_id", sa.Integer, sa.ForeignKey(f"{table}s.id"), nullable=False, index=index)
 
 
 def _when(name: str) -> sa.Column[str]:

@@ -225,6 +225,10 @@ class RunStore:
             self._steps[stage] = StepJournal(self.folder / JOURNALS / f"{stage}.jsonl")
         return self._steps[stage]
 
+    def mirror(self) -> None:
+        """Begins to bring the mirror up to date, where the run has one."""
+        self._copier.start()
+
     # Checkpoints and models
 
     def save_checkpoint(

@@ -49,7 +49,9 @@ class SilentConsole:
         self.warned.append(text)
 
     @contextmanager
-    def task(self, name: str, total: int | None = None, unit: str = "") -> Iterator[SilentConsole]:
+    def task(
+        self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+    ) -> Iterator[SilentConsole]:
         yield self
 
     def advance(self, num: int = 1, note: str = "") -> None: ...
@@ -229,6 +231,15 @@ class FakeTeam:
         self.reward = CountingReward()
         self.critic = MeanCritic()
         self.generator = TableGenerator()
+        self.rested = 0
+
+    def release(self, *roles: str) -> None:
+        for role in roles:
+            setattr(self, role, type(getattr(self, role))())
+
+    def rest(self) -> None:
+        self.release("policy", "reward", "critic", "generator")
+        self.rested += 1
 
     def prepare(self, *roles: str) -> None:
         for role in roles:

@@ -75,9 +75,9 @@ def measure(votes: Sequence[Vote], scores: Mapping[int, Sequence[float]]) -> Agr
 def alpha_ordinal(labels: Sequence[tuple[str, object, Label]]) -> float | None:
     """Krippendorff's alpha for ordinal data, from (who, which unit, label) triples; None where no unit has two labels.
 
-    The metric is δ²(c, k) = (Σ n(g) for g from c to k, less (n(c) + n(k)) / 2)², with n(g) the number of pairable labels
-    g (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C); the rest is NLTK's. A label all alone
-    (every pairable one the same) is full agreement, 1.
+    The metric is δ²(c, k) = (Σ n(g) for g from c to k, less (n(c) + n(k)) / 2)², n(g) being how often the label g is
+    among those that can be paired (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C); the
+    rest is NLTK's. Where all of those are the same label, people agree fully: 1.
     """
     by_unit: dict[object, list[Label]] = {}
     for _, unit, label in labels:

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from rlhf.desk.records import MOST_ANSWERS, Consensus, Item, Submission, Verdict
+from configs.desk import MOST_RANKED
+from rlhf.desk.records import Consensus, Item, Submission, Verdict
 from rlhf.desk.rows import verdict_from_plain, verdict_to_plain
 from rlhf.errors import DataError
 from rlhf.records import Message
@@ -106,10 +107,10 @@ def _group(row: Row, by: str) -> Taken:
 def _of_pairs(messages: tuple[Message, ...], pairs: Sequence[tuple[str, str]], by: str) -> Taken:
     """One group of all answers to a prompt, ordered by wins less losses: all pairs of a ranking give it back."""
     answers = list(dict.fromkeys(text for pair in pairs for text in pair))
-    if len(answers) > MOST_ANSWERS:
+    if len(answers) > MOST_RANKED:
         raise DataError(
             f"The prompt {messages[-1].content[:60]!r} has pairs of {len(answers)} answers.",
-            limit=f"People rank at most {MOST_ANSWERS}.",
+            limit=f"People rank at most {MOST_RANKED}.",
         )
     wins = dict.fromkeys(answers, 0)
     for chosen, rejected in pairs:

@@ -9,11 +9,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from configs.desk import DeskConfig
+from configs.desk import MOST_RANKED, DeskConfig
 from rlhf.database import Database
 from rlhf.desk.errors import DeskError, NotThere
 from rlhf.desk.people import person_of
-from rlhf.desk.records import MOST_ANSWERS, OwnProgress, Person, Task
+from rlhf.desk.records import OwnProgress, Person, Task
 from rlhf.desk.rows import task_of
 from rlhf.rankings_schema import items, persons, submissions, tasks
 from rlhf.records import AnswerGroup, Message
@@ -211,10 +211,10 @@ def put(connection: sa.Connection, rows: Sequence[Mapping[str, Any]], now: str) 
 
 def item_row(prompt_id: str, round: int, messages: Sequence[Message], answers: Sequence[str]) -> dict[str, Any]:
     """A group as a row of items. Raises DeskError for too few or too many answers."""
-    if not 2 <= len(answers) <= MOST_ANSWERS:
+    if not 2 <= len(answers) <= MOST_RANKED:
         raise DeskError(
             f"The group of prompt {prompt_id} has {len(answers)} answers.",
-            limit=f"People rank 2 to {MOST_ANSWERS}.",
+            limit=f"People rank 2 to {MOST_RANKED}.",
             remedy="Set sampling.n to a number in these limits.",
         )
     return {

@@ -1,11 +1,13 @@
-"""What goes over the desk. Answers are named by their index in the group; the place where one was shown is told apart."""
+"""What goes over the desk. Answers are named by their index in the group, not by the place where they were shown."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from configs.desk import MOST_RANKED
 from rlhf.records import Message
 
 PersonRole = Literal["annotator", "lead"]
@@ -15,8 +17,7 @@ Tiers = tuple[tuple[int, ...], ...]
 
 GRADES: tuple[Grade, ...] = ("good", "fair", "bad", "unusable")  # best first
 FLAGS: tuple[Flag, ...] = ("unsafe", "untrue", "off_question", "broken")
-LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the places, in the order shown
-MOST_ANSWERS = len(LABELS)
+LABELS = string.ascii_uppercase[:MOST_RANKED]  # of the places, in the order shown
 
 
 @dataclass(frozen=True, slots=True)

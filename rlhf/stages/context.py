@@ -24,6 +24,7 @@ class Context:
     prompts: Prompts
     tracker: Tracker
     console: Console
+    round: int = 0  # of `rounds`: each has answers, rankings, a reward model and steps of PPO of its own
 
     def load_reward(self, asked_by: str) -> RoleState:
         """The reward model's state, which the role has taken up. Raises StoreError where the run has none yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlhf.errors import DataError
 from rlhf.judges import make_judge
+from rlhf.stages import people
 from rlhf.stages.context import Context
 from rlhf.stages.sample import ROUND
 
@@ -15,6 +16,8 @@ def run(context: Context) -> dict[str, object]:
         raise DataError("rank: there are no answers to rank", remedy="run the stage `sample` first")
     if context.recipe.rank.judge == "reward":
         context.load_reward("rank.judge=reward")
+    if context.recipe.rank.judge == "people":
+        return people.rank(context, groups)
     judge = make_judge(context.recipe.rank.judge, context.recipe, context.team)
     ranked = {ranking.prompt_id for ranking in context.store.rankings(ROUND)}
     missing = [group for group in groups if group.prompt.id not in ranked]

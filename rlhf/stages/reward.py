@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rlhf.desk.desk import open_desk
 from rlhf.errors import DataError
 from rlhf.phases import Phases
 from rlhf.rankings import kendall_tau_b, pairwise_accuracy
@@ -30,6 +31,8 @@ def run(context: Context) -> dict[str, object]:
     gain, bias = gain_and_bias(torch.cat(list(raw.values())))
     reward.normalise(gain, bias)
     measured = held_out_figures(raw, held_out, context.recipe.seed)
+    if context.recipe.rank.judge == "people":
+        tell_desk(context, raw)
     context.store.save_role("reward", reward.state())
     return measured | {
         "num_train": len(train),
@@ -114,6 +117,13 @@ def score_raw(context: Context, groups: Sequence[AnswerGroup]) -> dict[str, torc
             scores |= {group.prompt.id: part for group, part in zip(batch, parts, strict=True)}
             task.advance(len(batch))
     return scores
+
+
+def tell_desk(context: Context, raw: dict[str, torch.Tensor]) -> None:
+    """Gives the desk the scores, for the agreement of people with the reward model (which saw most of the groups)."""
+    with open_desk(context.store.folder, context.recipe) as desk:
+        there = {item.prompt_id for item in desk.items(ROUND, limit=len(raw))}
+        desk.set_scores({prompt: scores.tolist() for prompt, scores in raw.items() if prompt in there}, ROUND)
 
 
 def gain_and_bias(raw: torch.Tensor) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from rlhf.adapters import starting_adapter
 from rlhf.records import AnswerGroup, Prompt
 from rlhf.seeds import request_seed
 from rlhf.stages.context import Context
+from rlhf.stages.people import put_on_desk
 
 ROUND = 0
 
@@ -21,6 +22,7 @@ def run(context: Context) -> dict[str, object]:
     missing = [prompt for prompt in wanted if prompt.id not in done]
     if done:
         context.console.say(f"sample: {len(wanted) - len(missing)} of {len(wanted)} prompts are answered already")
+    for_people = context.recipe.rank.judge == "people" and "rank" in context.recipe.stages
     began, num_tokens = time.perf_counter(), 0
     if missing:
         start = starting_adapter(context.recipe)
@@ -39,9 +41,13 @@ def run(context: Context) -> dict[str, object]:
                     groups = generator.answer(batch, context.sampling, seeds)
                     kept = [group for group in groups if group.prompt.id not in done]
                     context.store.append_groups("sample", ROUND, kept)
+                if for_people:
+                    put_on_desk(context, kept)  # people can begin while the rest is sampled
                 num_tokens += _num_tokens(groups)
                 task.advance(len(new))
     elapsed = time.perf_counter() - began
+    if for_people:
+        put_on_desk(context, context.store.groups("sample", ROUND))
     answers = [answer for group in context.store.groups("sample", ROUND) for answer in group.answers]
     speed: dict[str, object] = {"tokens_per_s": num_tokens / elapsed} if missing else {}
     return speed | {

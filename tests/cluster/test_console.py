@@ -223,3 +223,13 @@ def test_secrets_of_the_environment_are_not_printed(monkeypatch: pytest.MonkeyPa
 )
 def test_what_looks_like_a_secret_is_redacted_and_what_does_not_is_kept(text: str, clean: str) -> None:
     assert redact(text, {"SOME_TOKEN": "true", "HOME": "512"}) == clean
+
+
+def test_waiting_for_people_is_told_every_ten_minutes_only_and_at_once_when_they_move() -> None:
+    log = Log()
+    with log.task("rank: wait for people", total=30, unit="rankings", patient=True) as task:
+        log.wait(1500)
+        task.advance(3, "1 of 10 groups done")
+        log.wait(5)
+    assert [time for time, _ in log.lines] == [0.0, 600.0, 1200.0, 1500.0, 1505.0]
+    assert log.texts[3].startswith("rank: wait for people: 3/30 rankings, 1 of 10 groups done")

@@ -162,6 +162,19 @@ def test_a_role_is_built_when_asked_for_and_gone_when_released(session: RaySessi
         assert team.policy.adapter().version == 0  # a new group in the same place
 
 
+def test_a_team_that_rests_holds_nothing_and_starts_anew_when_asked(session: RaySession, tmp_path: Path) -> None:
+    wants = {"placement": "shared", "cpus_per_worker": 3, "workers": {"trainer": 2, "generator": 1}}
+    recipe = tiny_recipe("model", tmp_path, stages=["ppo"], cluster=wants)
+    # Two such teams do not fit: the second can only start if the first gave its reservation back.
+    with RayTeam(recipe, SilentConsole(), session.resources, factories=FACTORIES) as team:
+        team.policy.update(rollout([]))
+        team.rest()
+        assert team.worker_names() == {} and team.stats() == {}
+        with RayTeam(recipe, SilentConsole(), session.resources, factories=FACTORIES) as other:
+            assert other.policy.adapter().version == 0
+        assert team.policy.adapter().version == 0
+
+
 def test_a_placement_that_the_cluster_cannot_give_ends_within_its_deadline(
     session: RaySession, team: RayTeam, tmp_path: Path
 ) -> None:

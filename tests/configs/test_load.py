@@ -74,7 +74,7 @@ def test_every_problem_is_told_at_once(recipe_file: Path):
     assert "3 problems" in message
     assert "sead: unknown key; did you mean seed?" in message
     assert "ppo.clip_low: 1.5: should be less than 1" in message
-    assert "rank.judge: 'rule': should be 'rules' or 'reward'" in message
+    assert "rank.judge: 'rule': should be 'rules', 'reward' or 'people'" in message
 
 
 def test_contradictory_keys_are_told_in_the_words_of_the_schema(recipe_file: Path):

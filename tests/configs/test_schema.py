@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from configs.problems import validation_problems
 from configs.schema import Recipe
 
 BASE = {"name": "a", "model": {"path": "m"}, "data": {"prompts": "p.jsonl"}, "rules": [{"name": "short"}]}
@@ -127,3 +128,29 @@ def test_a_server_called_reward_or_rules_is_neither():
     assert recipe.score_servers(["ppo"]) == tuple(addresses)
     assert recipe.score_servers(["ppo", "evaluate"]) == (*addresses, "http://rules.example/judge")
     assert recipe.score_servers(["sample", "rank", "reward"]) == ()
+
+
+def test_more_answers_than_there_are_letters_are_refused_where_people_rank():
+    asked = {"rank": {"judge": "people"}, "sampling": {"n": 27}}
+    assert "people rank at most 26" in refusal(**asked)
+    Recipe.model_validate(BASE | asked | {"sampling": {"n": 26}})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ann:secret@host/db",
+        "postgresql+pg8000://ann:@host/db",
+        "postgresql://host/db?user=ann&password=secret",
+        "sqlite:///secret.db",
+        "mysql://secret@host/db",
+        "secret",
+    ],
+)
+def test_a_desk_database_with_a_password_or_of_another_kind_is_refused_without_showing_it(url: str):
+    tree = BASE | {"desk": {"database": url}}
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(tree)
+    (problem,) = validation_problems(caught.value, tree)
+    assert "desk" in problem and "secret" not in problem
+    Recipe.model_validate(BASE | {"desk": {"database": "postgresql://ann@host:5432/db"}})

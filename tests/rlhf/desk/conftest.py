@@ -66,8 +66,9 @@ def make_desk(url: str, clock: Clock) -> Iterator[MakeDesk]:
     opened: list[Desk] = []
 
     def make(run: str = "", seed: int = 0, real_time: bool = False, **config: Any) -> Desk:
-        quiet = {"repeats": 0.0} | config
-        desk = Desk(url, DeskConfig(**quiet), seed=seed, run=run, **({} if real_time else {"clock": clock}))
+        quiet: dict[str, Any] = {"repeats": 0.0} | config
+        times: dict[str, Any] = {} if real_time else {"clock": clock}
+        desk = Desk(url, DeskConfig(**quiet), seed=seed, run=run, **times)
         opened.append(desk)
         return desk
 

@@ -8,7 +8,7 @@ from rlhf.desk.agreement import Vote, alpha_ordinal, measure
 from rlhf.desk.consensus import mean_rank, mean_tau, ranks, tau
 from rlhf.desk.records import Tiers
 
-# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units, some missing.
+# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units.
 OBSERVERS = {
     "A": [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
     "B": [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],

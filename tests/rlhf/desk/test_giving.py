@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
@@ -187,9 +188,9 @@ def test_repeats_keep_up_with_their_share_at_places_that_cannot_be_counted_out(s
     due = [repeats_due(num, share, 0, "ann") for num in range(301)]
     assert due == sorted(due) and due[0] == 0
     assert all(abs(num * share - found) <= 1 for num, found in enumerate(due))
-    steps = [b - a for a, b in zip(due, due[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(due)]
     at = [num for num, step in enumerate(steps) if step]
-    assert len({b - a for a, b in zip(at, at[1:], strict=False)}) > 1
+    assert len({b - a for a, b in pairwise(at)}) > 1
     assert repeats_due(1000, 0.0, 0, "ann") == 0
 
 
