@@ -18,6 +18,7 @@ from rich.text import Text
 from cluster.placement import GroupPlan, Resources, place, place_crew
 from configs.schema import MODEL_STAGES, Recipe, Stage
 from rlhf.errors import TenfoldError
+from rlhf.rounds import key, label, schedule
 
 Preview = dict[str, object]
 
@@ -51,8 +52,12 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
         "begun": (folder / "manifest.json").exists(),
         "seed": recipe.seed,
         "stages": [
-            {"stage": stage, "state": "done" if stage in done else "run", "what": _what(stage, recipe, prompts)}
-            for stage in stages
+            {
+                "stage": label(stage, round),
+                "state": "done" if key(stage, round) in done else "run",
+                "what": _what(stage, round, recipe, prompts),
+            }
+            for stage, round in schedule(stages, recipe.rounds)
         ],
         "model": {"path": recipe.model.path, "dtype": recipe.model.dtype, "lora_rank": recipe.lora.rank},
         "prompts": {"source": recipe.data.prompts, **prompts},
@@ -143,14 +148,15 @@ def _prompts(recipe: Recipe, missing: list[str]) -> Preview:
     return {"total": train + held_out, "train": train, "held_out": held_out}
 
 
-def _what(stage: Stage, recipe: Recipe, prompts: Preview) -> str:
+def _what(stage: Stage, round: int, recipe: Recipe, prompts: Preview) -> str:
     if stage in MODEL_STAGES:
         return _what_is_made(stage, recipe)
     n, train = recipe.sampling.n, cast(int | None, prompts["train"])
     tokens = recipe.sampling.max_answer_tokens
     if stage == "sample":
         num = _at_most(recipe.sample.num_prompts, train)
-        return f"{num} prompts, {n} answers to each, of at most {tokens} tokens, by the starting model"
+        writer = "newest policy" if round else "starting model"
+        return f"{num} prompts, {n} answers to each, of at most {tokens} tokens, by the {writer}"
     if stage == "rank":
         return f"{recipe.rank.judge} rank the {n} answers of each prompt"
     if stage == "reward":

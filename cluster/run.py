@@ -20,6 +20,7 @@ from configs.errors import ConfigError
 from configs.schema import MODEL_STAGES, STAGES, Recipe, Stage
 from rlhf.errors import DataError, StoreError, TenfoldError
 from rlhf.ports import Console, Team
+from rlhf.rounds import Step, key, label, schedule
 from rlhf.summary import Places
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Terminated(BaseException):
 class Outcome:
     """What a run left."""
 
-    results: dict[str, dict[str, object]]  # stage -> results, of the stages asked for
+    results: dict[str, dict[str, object]]  # stage (`reward-1`: of the second round) -> results, of those asked for
     places: Places
 
 
@@ -76,8 +77,10 @@ def run(
     with ExitStack() as stack:
         store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
         stale = outdated(recipe, store, stages, console)
-        making, aligning = left_to_do(store, stages, stale, console)
-        if not making + aligning:
+        todo = left_to_do(recipe, store, stages, stale, console)
+        making = [stage for stage, _ in todo if stage in MODEL_STAGES]
+        aligning = [stage for stage, _ in todo if stage not in MODEL_STAGES]
+        if not todo:
             return _outcome(store, stages)
         kept = read_prompts(store.folder)
         check_early(recipe, making + aligning, has_prompts=kept is not None)
@@ -98,7 +101,7 @@ def run(
             tracker = track()
             with (make_crew or work.crew)(recipe, console) as crew, stopping_is_said(console):
                 for stage in making:
-                    run_stage(stage, ModelContext(recipe, crew, store, tracker, console))
+                    run_stage(stage, 0, ModelContext(recipe, crew, store, tracker, console))
         if not aligning:
             return _outcome(store, stages, tracker)
         recipe = grounded(recipe, store)
@@ -115,57 +118,69 @@ def run(
         placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in aligning)})
         team = stack.enter_context((make_team or work.team)(placed, console))
         stack.enter_context(stopping_is_said(console))
-        for stage in aligning:
-            run_stage(stage, Context(recipe, team, store, chat, prompts, tracker, console))
+        for stage, round in todo:
+            if stage not in MODEL_STAGES:
+                run_stage(stage, round, Context(recipe, team, store, chat, prompts, tracker, console, round))
         return _outcome(store, stages, tracker)
 
 
 def left_to_do(
-    store: RunStore, stages: Sequence[Stage], stale: Collection[Stage], console: Console
-) -> tuple[list[Stage], list[Stage]]:
-    """(stages that make a model, stages that align it) that are not done, or are to be done again; says which are."""
-    todo: list[Stage] = [stage for stage in stages if stage in stale or not store.done(stage)]
-    for stage in stages:
-        if stage not in todo:
-            console.say(f"{stage}: done before, skipped")
-    return [stage for stage in todo if stage in MODEL_STAGES], [stage for stage in todo if stage not in MODEL_STAGES]
+    recipe: Recipe, store: RunStore, stages: Sequence[Stage], stale: Collection[Step], console: Console
+) -> list[Step]:
+    """The stages, and of which round, that are not done or are to be done again, in order; says which are done."""
+    steps = schedule(stages, recipe.rounds)
+    todo = [(stage, round) for stage, round in steps if (stage, round) in stale or not store.done(stage, round)]
+    for stage, round in steps:
+        if (stage, round) not in todo:
+            console.say(f"{label(stage, round)}: done before, skipped")
+    return [
+        (stage, round)
+        for stage, round in todo
+        if not round or store.done("ppo", round - 1) or ("ppo", round - 1) in todo
+    ]
 
 
-def run_stage(stage: Stage, context: Context | ModelContext) -> None:
+def run_stage(stage: Stage, round: int, context: Context | ModelContext) -> None:
     """Runs one stage and records it as done, with its time and the peak of the memory of all processes."""
     from cluster.memory import PeakMemory
 
     began = time.perf_counter()
-    with PeakMemory() as memory, context.store.events.around(stage, 0, "stage"):
+    with PeakMemory() as memory, context.store.events.around(stage, round, "stage"):
         results = importlib.import_module(f"rlhf.stages.{stage}").run(context)
     about = {"time_s": time.perf_counter() - began, "peak_memory_gib": memory.peak_gib}
-    context.store.finish(stage, results | about)
+    context.store.finish(stage, results | about, round)
 
 
-def outdated(recipe: Recipe, store: RunStore, stages: Sequence[Stage], console: Console) -> set[Stage]:
+def outdated(recipe: Recipe, store: RunStore, stages: Sequence[Stage], console: Console) -> set[Step]:
     """The stages that were done and are to run again: what they left is damaged, or they now have more steps.
 
-    They go on from their newest checkpoint, and so to the same end.
+    Of those that are repeated it is the newest round. They go on from their newest checkpoint, and so to the same end.
     """
     from rlhf.disk import damage
 
-    stale: set[Stage] = set()
+    stale: set[Step] = set()
     roles: dict[Stage, str] = {"reward": "reward", "ppo": "policy"}
     for stage, role in roles.items():
         if store.done(stage) and (problem := store.damage_of_role(role)):
             console.warn(f"{store.folder}/roles/{role} is damaged ({problem}): {stage} goes on from its checkpoint")
-            stale.add(stage)
+            stale.add((stage, store.num_rounds(stage) - 1))
     made: dict[Stage, str] = {"pretrain": "base", "sft": recipe.adapter or "sft"}
     for stage, name in made.items():
         if store.done(stage) and (problem := damage(store.folder / "models" / name)):
             console.warn(f"{store.folder}/models/{name} is damaged ({problem}): {stage} writes it again")
-            stale.add(stage)
+            stale.add((stage, 0))
     num_steps = store.results("ppo").get("num_steps", recipe.ppo.num_steps)
+    if num_steps != recipe.ppo.num_steps and max(recipe.rounds, store.num_rounds("ppo")) > 1:
+        raise StoreError(
+            f"ppo.num_steps={recipe.ppo.num_steps}: the first round was done with {num_steps} steps.",
+            limit="All rounds have the same number.",
+            remedy=f"Set ppo.num_steps={num_steps}, or start a run with another name.",
+        )
     if num_steps < recipe.ppo.num_steps:
         console.say(f"ppo: done with {num_steps} steps before, goes on to {recipe.ppo.num_steps}")
-        stale.add("ppo")
-    if "ppo" in stale or ("ppo" in stages and not store.done("ppo")):
-        stale.add("evaluate")  # it was of the policy before
+        stale.add(("ppo", 0))
+    if any(stage == "ppo" for stage, _ in stale) or ("ppo" in stages and store.num_rounds("ppo") < recipe.rounds):
+        stale.add(("evaluate", 0))  # it was of the policy before
     return stale
 
 
@@ -297,7 +312,8 @@ def stopping_is_said(console: StreamConsole) -> Iterator[None]:
 
 
 def _outcome(store: RunStore, stages: Sequence[Stage], tracker: WandbTracker | None = None) -> Outcome:
-    results = {stage: store.results(stage) for stage in stages if store.done(stage)}
+    steps = schedule(stages, max(store.num_rounds(stage) for stage in stages) or 1)
+    results = {key(*step): store.results(*step) for step in steps if store.done(*step)}
     if tracker is None:
         return Outcome(results, places(store.folder))
     return Outcome(results, places(store.folder, tracker.place, tracker.sync_command))

@@ -21,6 +21,7 @@ from rlhf.manifest import Manifest, read_manifest
 from rlhf.mirror import holds_mirror, is_of, pull
 from rlhf.mirror_remote import is_url
 from rlhf.ports import Console
+from rlhf.rounds import key, schedule
 
 RunRow = dict[str, object]
 
@@ -71,7 +72,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, tuple
     session = manifest["session"]
     asked = cast(Sequence[Stage], tuple(session["stages"]) if session else ())
     named = any(override.partition("=")[0].strip() == "stages" for override in overrides)
-    under_way = not named and any(stage not in manifest["stages"] for stage in asked)
+    under_way = not named and any(key(*step) not in manifest["stages"] for step in schedule(asked, recipe.rounds))
     return recipe, tuple(asked) if under_way else recipe.stages
 
 
@@ -96,11 +97,12 @@ def _row(folder: Path) -> RunRow:
     row: RunRow = {"run": str(folder), "state": "", "stage": None, "step": None, "checkpoint": None, "created": ""}
     try:
         manifest = read_manifest(folder)
-        stages = load_run(folder)[1]
+        recipe, stages = load_run(folder)
     except (TenfoldError, ConfigError, ValueError, KeyError, TypeError) as error:
         return row | {"state": "unreadable", "why": str(error)}
     event = last_event(folder)
-    open_stages = [stage for stage in stages if stage not in manifest["stages"]]
+    left = [step for step in schedule(stages, recipe.rounds) if key(*step) not in manifest["stages"]]
+    open_stages = [stage for stage, _ in left]
     stage = event["stage"] if event and event["stage"] in open_stages else next(iter(open_stages or stages[-1:]), None)
     newest = [(name, manifest["checkpoints"][name]) for name in STAGES if name in manifest["checkpoints"]]
     state, why = _state(folder, manifest, open_stages)

@@ -16,6 +16,7 @@ from configs.section import Dtype, Name, OptimizerConfig, Positive, Section, Sha
 
 Stage = Literal["pretrain", "sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[Stage, ...] = ("pretrain", "sft", "sample", "rank", "reward", "ppo", "evaluate")
+REPEATED: tuple[Stage, ...] = STAGES[2:6]  # in each of `rounds`
 MODEL_STAGES: tuple[Stage, ...] = STAGES[:2]  # they make the model that the others stand on
 GroupName = Literal["trainer", "policy", "critic", "reward", "reference", "generator"]
 ALIGNMENT: tuple[Stage, ...] = STAGES[2:]
@@ -116,6 +117,7 @@ class RewardConfig(Section):
     epochs: Positive = 1
     groups_per_batch: Positive = 8
     held_out: Share = 0.2  # of the ranked groups, for accuracy and Kendall's tau
+    newest_weight: Positive = 1  # how often an epoch holds groups of the newest round; those of earlier ones: once
     save_every: Positive = 20  # batches
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -177,6 +179,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     runs: str = "runs"  # the folder of run folders
     stages: tuple[Stage, ...] = ALIGNMENT
+    rounds: Positive = 1  # of sample, rank, reward and ppo (so many steps in each), from the newest policy
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -242,6 +245,8 @@ class Recipe(Section):
                 f"pretrain.row_tokens={self.pretrain.row_tokens} is more than pretrain.sizes.context_tokens="
                 f"{self.pretrain.sizes.context_tokens}"
             )
+        if self.rounds > 1 and (lacking := [stage for stage in REPEATED if stage not in self.stages]):
+            yield f"rounds={self.rounds} repeats {', '.join(REPEATED)}: stages lacks {', '.join(lacking)}"
         if self.adapter_from and "sft" in self.stages and not self.adapter:
             yield (
                 f"adapter_from={self.adapter_from} without adapter: sft would merge it, and ppo add it once more; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -27,6 +28,7 @@ from rlhf.lock import take_lock
 from rlhf.manifest import JOURNALS, Change, Manifest, end_session, now, open_manifest, record, session, take_change
 from rlhf.rankings_db import RankingsDB
 from rlhf.records import Adapter, AnswerGroup, Ranking, RoleState
+from rlhf.rounds import key
 from rlhf.saver import Saver
 from rlhf.step_journal import StepJournal
 
@@ -141,30 +143,37 @@ class RunStore:
 
     # Stages
 
-    def done(self, stage: str) -> bool:
+    def done(self, stage: str, round: int = 0) -> bool:
         """Whether the stage was finished."""
-        return stage in self._manifest["stages"]
+        return key(stage, round) in self._manifest["stages"]
 
-    def results(self, stage: str) -> dict[str, Any]:
+    def num_rounds(self, stage: str) -> int:
+        """In how many rounds the stage was finished."""
+        return next(round for round in itertools.count() if not self.done(stage, round))
+
+    def results(self, stage: str, round: int = 0) -> dict[str, Any]:
         """What the finished stage reported; empty if it is not done."""
-        results: Any = self._manifest["stages"].get(stage, {}).get("results", {})
+        results: Any = self._manifest["stages"].get(key(stage, round), {}).get("results", {})
         return dict(results)
 
-    def finish(self, stage: str, results: Mapping[str, object]) -> None:
+    def finish(self, stage: str, results: Mapping[str, object], round: int = 0) -> None:
         """Records the stage as done, with its results as JSON holds them."""
         self.settle()
         self._metrics.sync()
         if stage == "ppo":
             self._manifest["stages"].pop("evaluate", None)  # it was of the policy before
-        self._manifest["stages"][stage] = {"finished": now(), "results": json.loads(to_json(finite(results)))}
+        self._manifest["stages"][key(stage, round)] = {
+            "finished": now(),
+            "results": json.loads(to_json(finite(results))),
+        }
         record(self.folder, self._manifest)
         self._copier.start()
 
-    def reopen(self, *stages: str) -> None:
-        """Records the stages as not done, all at once; checkpoints are kept, so that they go on from the newest."""
-        if done := [stage for stage in stages if self.done(stage)]:
-            for stage in done:
-                del self._manifest["stages"][stage]
+    def reopen(self, *steps: tuple[str, int]) -> None:
+        """Records stages (of rounds) as not done, all at once; checkpoints are kept, and they go on from the newest."""
+        if done := [(stage, round) for stage, round in steps if self.done(stage, round)]:
+            for stage, round in done:
+                del self._manifest["stages"][key(stage, round)]
             record(self.folder, self._manifest)
 
     @property

@@ -5,8 +5,9 @@ It is made from the results that the stages left in the run store. Any of these 
     pretrain  num_steps, num_documents, num_corpus_tokens, first_bits_per_byte, bits_per_byte,
               samples ([[given, written]])
     sft       num_steps, num_texts, num_dropped, first_held_out_loss, held_out_loss, samples, result (name of the model)
-    sample    num_prompts, num_answers, num_tokens, tokens_per_s, mean_length, ended_ratio
-    rank      judge, num_groups, num_tied_groups
+    sample    num_prompts, num_answers, num_tokens, tokens_per_s, mean_length, ended_ratio, round (0 the first)
+    rank      judge, num_groups, num_tied_groups; of people: num_people, num_rankings, num_disagreed, num_closed,
+              agreement_tau, agreement_alpha
     reward    accuracy, accuracy_low, accuracy_high, tau, num_train, num_held_out, gain, bias
     ppo       num_steps, first, last (metrics of that step), gap_mean, gap_max (nats), sync_share, times (phase -> s),
               staleness (updates, where answers were written ahead)
@@ -28,6 +29,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.rounds import label as stage_label
+from rlhf.rounds import of_key
 from rlhf.wording import duration, share
 
 Results = Mapping[str, object]
@@ -76,9 +79,10 @@ def _stages(results: Mapping[str, Results]) -> RenderableType:
         "ppo": _ppo,
         "evaluate": _evaluate,
     }
-    for stage, found in results.items():
+    for name, found in results.items():
+        stage, round = of_key(name)
         sentence = sentences[stage](found) if stage in sentences and found else "It left no figures."
-        table.add_row(Text(stage, style="bold"), Text(sentence), _value(found, "time_s", duration))
+        table.add_row(Text(stage_label(stage, round), style="bold"), Text(sentence), _value(found, "time_s", duration))
     return Padding(table, (1, 0, 0, 0))
 
 
@@ -101,8 +105,9 @@ def _sft(found: Results) -> str:
 
 
 def _sample(found: Results) -> str:
+    writer = "newest policy" if found.get("round") else "starting model"
     return (
-        f"The starting model answered {_value(found, 'num_prompts', _count)} prompts: "
+        f"The {writer} answered {_value(found, 'num_prompts', _count)} prompts: "
         f"{_value(found, 'num_answers', _count)} answers, {_value(found, 'num_tokens', _count)} tokens, "
         f"{_value(found, 'tokens_per_s', _rounded)} tokens/s. "
         f"{_value(found, 'ended_ratio', share)} of the answers ended by themselves; the others were cut."
@@ -110,6 +115,15 @@ def _sample(found: Results) -> str:
 
 
 def _rank(found: Results) -> str:
+    if found.get("judge") == "people":
+        return (
+            f"{_value(found, 'num_people', _count)} people gave {_value(found, 'num_rankings', _count)} rankings, "
+            f"which became one for each of {_value(found, 'num_groups', _count)} prompts. Left out: "
+            f"{_value(found, 'num_disagreed', _count)} on which they agreed too little, "
+            f"{_value(found, 'num_closed', _count)} that too many skipped. Kendall's tau between two people "
+            f"{_value(found, 'agreement_tau', _signed)}, Krippendorff's alpha "
+            f"{_value(found, 'agreement_alpha', _signed)}."
+        )
     return (
         f"The judge ({_value(found, 'judge', str)}) ranked the answers of {_value(found, 'num_groups', _count)} "
         f"prompts. One big tie, which teaches nothing: {_value(found, 'num_tied_groups', _count)} of them."

@@ -17,7 +17,6 @@ from rlhf.records import Adapter, AnswerGroup, Prompt, RoleState
 from rlhf.saver import Saver
 from rlhf.seeds import request_seed
 from rlhf.stages.context import Context
-from rlhf.stages.sample import ROUND
 from rlhf.sync import check_versions
 
 GENERATOR = "generator"  # in a checkpoint: the adapter that writes the next step's answers
@@ -88,7 +87,7 @@ class Answers:
 
     def ask_ahead(self, step: int) -> None:
         """Has the batch of a step begun, of the adapter that the generator holds, where answers may be that stale."""
-        if not self._config.max_staleness or step >= self._config.num_steps:
+        if not self._config.max_staleness or step >= self._context.ppo_steps.stop:
             return
         assert self._held is not None and self._ahead is None, "one batch ahead, and the one before was taken"
         batch, adapter = self._next(step), self._held
@@ -147,9 +146,8 @@ class Answers:
                 )
             batch.groups = [group_from_row(row) for row in found["groups"]]
             return
-        seeds = [
-            request_seed(self._context.recipe.seed, "ppo", ROUND, batch.step, prompt.id) for prompt in batch.prompts
-        ]
+        seed, round = self._context.recipe.seed, self._context.round
+        seeds = [request_seed(seed, "ppo", round, batch.step, prompt.id) for prompt in batch.prompts]
         groups = self._context.team.generator.answer(batch.prompts, self._context.sampling, seeds)
         rows = [group_to_row(group) for group in groups]
         with self._committing:

@@ -26,6 +26,12 @@ class Context:
     console: Console
     round: int = 0  # of `rounds`: each has answers, rankings, a reward model and steps of PPO of its own
 
+    @property
+    def ppo_steps(self) -> range:
+        """The steps of PPO that the round does; they are counted through all rounds."""
+        num = self.recipe.ppo.num_steps
+        return range(self.round * num, (self.round + 1) * num)
+
     def load_reward(self, asked_by: str) -> RoleState:
         """The reward model's state, which the role has taken up. Raises StoreError where the run has none yet."""
         state = self.store.load_role("reward")

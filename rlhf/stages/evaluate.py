@@ -57,7 +57,7 @@ def run(context: Context) -> dict[str, object]:
     low, high = bootstrap_interval(wins, num=config.bootstrap, seed=context.recipe.seed)
     context.tracker.log(
         "evaluate",
-        context.recipe.ppo.num_steps,
+        context.recipe.rounds * context.recipe.ppo.num_steps,
         {
             f"evaluate/{name}_{key}": value
             for name, s in (("before", before), ("after", after))
@@ -197,5 +197,7 @@ class InLoop:
         return metrics
 
     def _of_step_zero(self) -> dict[str, float] | None:
-        rows = [row for row in self._context.store.metrics("ppo") if "evaluate/judge_score" in row]
+        # Of the round: the reward model of another has another scale.
+        began = self._context.ppo_steps.start
+        rows = [r for r in self._context.store.metrics("ppo") if "evaluate/judge_score" in r and r["step"] > began]
         return rows[0] if rows else None

@@ -26,8 +26,13 @@ COLUMNS = ("step", "prompt", "answer", "rank", "score", "advantage", "ended")  #
 
 
 def run(context: Context) -> dict[str, object]:
-    """First and last metrics of the loop; the policy's adapter is then in the run store."""
+    """First and last metrics of the round's loop; the policy's adapter is then in the run store.
+
+    Steps are counted through all rounds: policy, critic, optimizers, KL coefficient and the order of prompts go on from
+    one to the next, with another reward model.
+    """
     config, team, store = context.recipe.ppo, context.team, context.store
+    end = context.ppo_steps.stop
     prepare(context)
     scorer = make_scorer(config.score, context.recipe, team)
     prompts = PromptStream(context.prompts.train, context.recipe.seed)
@@ -35,8 +40,8 @@ def run(context: Context) -> dict[str, object]:
     start = restore(context, prompts, controller, answers)
     in_loop, saving = InLoop(context), {}
     steps = store.steps("ppo")
-    with answers, context.console.task("ppo", total=config.num_steps - start, unit="steps") as task:
-        for step in range(start, config.num_steps):
+    with answers, context.console.task("ppo", total=end - start, unit="steps") as task:
+        for step in range(start, end):
             phase = Phases(task, store.events, "ppo", step)
             if config.max_staleness:
                 with phase("wait_for_answers"):
@@ -62,7 +67,7 @@ def run(context: Context) -> dict[str, object]:
             metrics |= answers.metrics | phase.metrics() | saving | team.stats()
             context.tracker.log("ppo", step + 1, metrics)
             context.tracker.table("ppo", step + 1, "completions", COLUMNS, table(context, rollout))
-            if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
+            if (step + 1) % config.save_every == 0 or step + 1 == end:
                 # After the metrics: a step that a checkpoint counts as done has its row.
                 with phase("save"):
                     store.save_checkpoint("ppo", step + 1, states(context, answers), values(answers, controller))
@@ -74,6 +79,8 @@ def run(context: Context) -> dict[str, object]:
     store.settle()
     store.save_role("policy", team.policy.state())
     store.save_adapter("policy", team.policy.adapter())
+    if context.recipe.rounds > 1:
+        store.save_adapter(f"policy-round-{context.round + 1}", team.policy.adapter())
     return results(context)
 
 
@@ -178,11 +185,19 @@ def restore(context: Context, prompts: PromptStream, controller: KLController, a
                 remedy="Run the stages `sample`, `rank` and `reward` first, or set value_init=zero.",
             )
     found = store.load_checkpoint("ppo")
-    if found is None:
+    began = context.ppo_steps.start
+    if found is None and not began:
         if reward is not None and config.value_init == "reward":
             team.critic.start_from(reward)
         store.cut_metrics("ppo", 0)
         return 0
+    if found is None or found[0] < began:
+        raise StoreError(
+            f"ppo of round {context.round + 1} goes on from step {began}, and the newest whole checkpoint is of step "
+            f"{found[0] if found else 0}.",
+            limit="The steps between were made with the reward model of an earlier round.",
+            remedy="Bring the checkpoint back from the mirror or a copy, or start a run with another name.",
+        )
     step, saved, plain = found
     if config.advantage == "gae" and "critic" not in saved:
         raise StoreError(
@@ -194,7 +209,8 @@ def restore(context: Context, prompts: PromptStream, controller: KLController, a
     if config.advantage == "gae":
         team.critic.load_state(saved["critic"])
     prompts.load_state(_mapping(plain["prompts"]))
-    answers.load_state(saved)
+    if step > began or not context.round:
+        answers.load_state(saved)  # but a round begins with answers of the policy as it is
     controller.load_state(_mapping(plain["kl"]))
     store.cut_metrics("ppo", step)
     context.console.say(f"ppo: going on from the checkpoint of step {step}")
@@ -235,8 +251,9 @@ def table(context: Context, rollout: Rollout) -> list[list[object]]:
 
 
 def results(context: Context) -> dict[str, object]:
-    """What the summary shows, from the metrics of all steps, also those before a resume."""
-    steps = [row for row in context.store.metrics("ppo") if "objective/scores" in row]
+    """What the summary shows, from the metrics of the round's steps, also those before a resume."""
+    began = context.ppo_steps.start
+    steps = [row for row in context.store.metrics("ppo") if "objective/scores" in row and row["step"] > began]
     # Of the sync, and what no step waited for.
     parts = ("time/sync_check", "time/sync_load", "time/save_beside", "time/generate_beside")
     names = {key for row in steps for key in row if key.startswith("time/") and key not in parts}

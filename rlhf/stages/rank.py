@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from rlhf.errors import DataError
 from rlhf.judges import make_judge
 from rlhf.stages import people
 from rlhf.stages.context import Context
-from rlhf.stages.sample import ROUND
 
 
 def run(context: Context) -> dict[str, object]:
     """How many groups were ranked, and how many of them are one big tie."""
-    groups = context.store.groups("sample", ROUND)
+    round = context.round
+    groups = context.store.groups("sample", round)
     if not groups:
         raise DataError("rank: there are no answers to rank", remedy="run the stage `sample` first")
     if context.recipe.rank.judge == "reward":
@@ -19,13 +21,13 @@ def run(context: Context) -> dict[str, object]:
     if context.recipe.rank.judge == "people":
         return people.rank(context, groups)
     judge = make_judge(context.recipe.rank.judge, context.recipe, context.team)
-    ranked = {ranking.prompt_id for ranking in context.store.rankings(ROUND)}
+    ranked = {ranking.prompt_id for ranking in context.store.rankings(round)}
     missing = [group for group in groups if group.prompt.id not in ranked]
     if ranked and context.recipe.on_bad_score == "drop":
         missing = []  # rankings are committed all at once: what is missing was dropped
-    with context.console.task(f"rank {len(missing)} groups"), context.store.events.around("rank", 0, "rank"):
-        context.store.add_rankings(judge.rank(missing))
-    rankings = context.store.rankings(ROUND)
+    with context.console.task(f"rank {len(missing)} groups"), context.store.events.around("rank", round, "rank"):
+        context.store.add_rankings([dataclasses.replace(ranking, round=round) for ranking in judge.rank(missing)])
+    rankings = context.store.rankings(round)
     return {
         "judge": judge.name,
         "num_groups": len(rankings),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,20 +16,27 @@ from rlhf.rankings import kendall_tau_b, pairwise_accuracy
 from rlhf.records import AnswerGroup, Ranking
 from rlhf.seeds import shuffle_seed
 from rlhf.stages.context import Context
-from rlhf.stages.sample import ROUND
 from rlhf.statistics import bootstrap_interval
 
 Ranked = tuple[AnswerGroup, Ranking]
+Scores = dict[tuple[int, str], torch.Tensor]  # [n] of a group, by its round and prompt id
 
 
 def run(context: Context) -> dict[str, object]:
-    """Held-out pairwise accuracy and Kendall's tau of the reward model, which is then in the run store."""
-    config, reward = context.recipe.reward, context.team.reward
+    """Held-out pairwise accuracy and Kendall's tau of the reward model, which is then in the run store.
+
+    Each round trains one from the start, on the rankings of all rounds so far.
+    """
+    config, round = context.recipe.reward, context.round
+    if round:
+        context.team.release("reward")
+    reward = context.team.reward
     train, held_out = split(ranked_groups(context), config.held_out, context.recipe.seed)
-    fit(context, train)
-    groups = context.store.groups("sample", ROUND)
-    raw = score_raw(context, groups)
+    num_steps = fit(context, weighted(train, round, config.newest_weight))
+    raw = score_raw(context, {(round, group.prompt.id): group for group in context.store.groups("sample", round)})
+    # Scores have mean 0 and standard deviation 1 on what the policy writes now.
     gain, bias = gain_and_bias(torch.cat(list(raw.values())))
+    raw |= score_raw(context, {(r.round, r.prompt_id): group for group, r in held_out if r.round != round})
     reward.normalise(gain, bias)
     measured = held_out_figures(raw, held_out, context.recipe.seed)
     if context.recipe.rank.judge == "people":
@@ -37,21 +45,24 @@ def run(context: Context) -> dict[str, object]:
     return measured | {
         "num_train": len(train),
         "num_held_out": len(held_out),
+        "num_steps": num_steps,
         "gain": gain,
         "bias": bias,
     }
 
 
-def fit(context: Context, train: Sequence[Ranked]) -> None:
-    """Trains the reward model, from its newest checkpoint on if there is one."""
-    config, reward, store = context.recipe.reward, context.team.reward, context.store
-    start, saving = restore(context), {}
+def fit(context: Context, train: Sequence[Ranked]) -> int:
+    """The batches so far, those of earlier rounds included; trains from the round's newest checkpoint on."""
+    config, reward, store, round = context.recipe.reward, context.team.reward, context.store, context.round
+    before = store.results("reward", round - 1)["num_steps"] if round else 0
+    start, saving = restore(context, before), {}
     num_batches = -(-len(train) // config.groups_per_batch)
-    num_steps = config.epochs * num_batches
+    num_steps = before + config.epochs * num_batches
     with context.console.task("reward", total=num_steps - start, unit="batches") as task:
         for step in range(start, num_steps):
-            epoch, number = divmod(step, num_batches)
-            order = random.Random(shuffle_seed(context.recipe.seed, "reward", epoch)).sample(train, len(train))
+            epoch, number = divmod(step - before, num_batches)
+            where = (epoch, round) if round else (epoch,)
+            order = random.Random(shuffle_seed(context.recipe.seed, "reward", *where)).sample(train, len(train))
             # Batches of nearly equal size: none is left with a single group at the end of an epoch.
             batch = order[number * len(order) // num_batches : (number + 1) * len(order) // num_batches]
             phase = Phases(task, store.events, "reward", step)
@@ -65,14 +76,15 @@ def fit(context: Context, train: Sequence[Ranked]) -> None:
             saving = {"time/save": phase.seconds.get("save", 0.0), "time/save_beside": store.settle(wait=False)}
             task.advance(1, f"loss {metrics.get('reward/loss', float('nan')):.3f}")
     store.settle()
+    return num_steps
 
 
-def restore(context: Context) -> int:
-    """The batch to go on with, the reward model as it was then."""
+def restore(context: Context, before: int) -> int:
+    """The batch to go on with, the reward model as it was then; `before` is where the round began."""
     found = context.store.load_checkpoint("reward")
-    if found is None:
-        context.store.cut_metrics("reward", 0)
-        return 0
+    if found is None or found[0] <= before:
+        context.store.cut_metrics("reward", before)
+        return before
     step, states, _ = found
     context.team.reward.load_state(states["reward"])
     context.store.cut_metrics("reward", step)
@@ -81,13 +93,17 @@ def restore(context: Context) -> int:
 
 
 def ranked_groups(context: Context) -> list[Ranked]:
-    """Groups with their rankings, those that are one big tie left out: they say nothing."""
-    groups = {group.prompt.id: group for group in context.store.groups("sample", ROUND)}
-    rankings = [ranking for ranking in context.store.rankings(ROUND) if len(ranking.tiers) > 1]
-    pairs = [(groups[ranking.prompt_id], ranking) for ranking in rankings if ranking.prompt_id in groups]
-    if len(pairs) < 2:
+    """Groups of all rounds with their rankings, those that are one big tie left out: they say nothing."""
+    pairs: list[Ranked] = []
+    num_groups = 0
+    for round in range(context.round + 1):
+        groups = {group.prompt.id: group for group in context.store.groups("sample", round)}
+        rankings = [ranking for ranking in context.store.rankings(round) if len(ranking.tiers) > 1]
+        pairs += [(groups[ranking.prompt_id], ranking) for ranking in rankings if ranking.prompt_id in groups]
+        num_groups += len(groups)
+    if len({ranking.prompt_id for _, ranking in pairs}) < 2:
         raise DataError(
-            f"reward: {len(pairs)} of {len(groups)} groups have a ranking with more than one tier.",
+            f"reward: {len(pairs)} of {num_groups} groups have a ranking with more than one tier.",
             limit="At least 2 are needed, one to train on and one held out.",
             remedy="Run `sample` and `rank` with more prompts, or a judge that ties less (rank.tie_margin).",
         )
@@ -95,35 +111,49 @@ def ranked_groups(context: Context) -> list[Ranked]:
 
 
 def split(pairs: Sequence[Ranked], share: float, seed: int) -> tuple[list[Ranked], list[Ranked]]:
-    """(train, held-out), by a hash of the prompt, so that a group stays on its side when others come."""
+    """(train, held-out), by a hash of the prompt, so that a group stays on its side when others come.
+
+    All rounds' groups of one prompt are on the same side.
+    """
 
     def place(pair: Ranked) -> str:
         return hashlib.sha256(f"{seed}|reward|{pair[1].prompt_id}".encode()).hexdigest()
 
     ordered = sorted(pairs, key=place)
-    num_held_out = min(max(1, round(share * len(ordered))), len(ordered) - 1) if share > 0 else 0
-    return ordered[num_held_out:], ordered[:num_held_out]
+    prompts = list(dict.fromkeys(ranking.prompt_id for _, ranking in ordered))
+    num_held_out = min(max(1, round(share * len(prompts))), len(prompts) - 1) if share > 0 else 0
+    held_out = set(prompts[:num_held_out])
+    return (
+        [pair for pair in ordered if pair[1].prompt_id not in held_out],
+        [pair for pair in ordered if pair[1].prompt_id in held_out],
+    )
 
 
-def score_raw(context: Context, groups: Sequence[AnswerGroup]) -> dict[str, torch.Tensor]:
-    """[n] raw scores of every group of the starting model, by prompt id."""
+def weighted(train: Sequence[Ranked], round: int, weight: int) -> list[Ranked]:
+    """What an epoch holds: groups of the newest round `weight` times where there are earlier ones, the others once."""
+    return [pair for pair in train for _ in range(weight if round and pair[1].round == round else 1)]
+
+
+def score_raw(context: Context, groups: Mapping[tuple[int, str], AnswerGroup]) -> Scores:
+    """The raw scores of these groups."""
     reward, size = context.team.reward, context.recipe.reward.groups_per_batch
     reward.normalise(1.0, 0.0)
-    scores: dict[str, torch.Tensor] = {}
-    with context.console.task("reward: score the starting model's answers", total=len(groups), unit="groups") as task:
+    scores: Scores = {}
+    with context.console.task("reward: score the answers", total=len(groups), unit="groups") as task:
         for first in range(0, len(groups), size):
-            batch = groups[first : first + size]
-            parts = reward.scores(batch).split([len(group.answers) for group in batch])
-            scores |= {group.prompt.id: part for group, part in zip(batch, parts, strict=True)}
+            batch = dict(itertools.islice(groups.items(), first, first + size))
+            parts = reward.scores(list(batch.values())).split([len(group.answers) for group in batch.values()])
+            scores |= dict(zip(batch, parts, strict=True))
             task.advance(len(batch))
     return scores
 
 
-def tell_desk(context: Context, raw: dict[str, torch.Tensor]) -> None:
+def tell_desk(context: Context, raw: Scores) -> None:
     """Gives the desk the scores, for the agreement of people with the reward model (which saw most of the groups)."""
     with open_desk(context.store.folder, context.recipe) as desk:
-        there = {item.prompt_id for item in desk.items(ROUND, limit=len(raw))}
-        desk.set_scores({prompt: scores.tolist() for prompt, scores in raw.items() if prompt in there}, ROUND)
+        newest = {prompt: scores.tolist() for (round, prompt), scores in raw.items() if round == context.round}
+        there = {item.prompt_id for item in desk.items(context.round, limit=len(newest))}
+        desk.set_scores({prompt: scores for prompt, scores in newest.items() if prompt in there}, context.round)
 
 
 def gain_and_bias(raw: torch.Tensor) -> tuple[float, float]:
@@ -133,14 +163,14 @@ def gain_and_bias(raw: torch.Tensor) -> tuple[float, float]:
     return gain, -gain * float(raw.mean())
 
 
-def held_out_figures(raw: dict[str, torch.Tensor], pairs: Sequence[Ranked], seed: int) -> dict[str, object]:
+def held_out_figures(raw: Scores, pairs: Sequence[Ranked], seed: int) -> dict[str, object]:
     """Pairwise accuracy with its interval (bootstrap over groups) and mean Kendall's tau-b."""
     if not pairs:
         return {}
     shares: list[float] = []
     taus: list[float] = []
     for group, ranking in pairs:
-        mine = raw[group.prompt.id]
+        mine = raw[ranking.round, group.prompt.id]
         right, total = pairwise_accuracy(mine, ranking.tiers)
         place = torch.full((len(group.answers),), float("nan"))
         for number, tier in enumerate(ranking.tiers):

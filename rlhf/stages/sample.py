@@ -1,4 +1,4 @@
-"""Ten answers per prompt from the starting model, for the rankings."""
+"""Ten answers per prompt for the rankings: from the starting model, in later rounds from the newest policy."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import time
 from collections.abc import Sequence
 
 from rlhf.adapters import starting_adapter
-from rlhf.records import AnswerGroup, Prompt
+from rlhf.errors import StoreError
+from rlhf.records import Adapter, AnswerGroup, Prompt
 from rlhf.seeds import request_seed
 from rlhf.stages.context import Context
 from rlhf.stages.people import put_on_desk
 
-ROUND = 0
-
 
 def run(context: Context) -> dict[str, object]:
     """How many answers there are now and how fast they came. What an earlier run committed is not sampled again."""
-    config = context.recipe.sample
-    wanted = context.prompts.train[: config.num_prompts]
-    done = {group.prompt.id for group in context.store.groups("sample", ROUND)}
+    config, round = context.recipe.sample, context.round
+    wanted = prompts_of(context.prompts.train, config.num_prompts, round)
+    done = {group.prompt.id for group in context.store.groups("sample", round)}
     missing = [prompt for prompt in wanted if prompt.id not in done]
     if done:
         context.console.say(f"sample: {len(wanted) - len(missing)} of {len(wanted)} prompts are answered already")
     for_people = context.recipe.rank.judge == "people" and "rank" in context.recipe.stages
     began, num_tokens = time.perf_counter(), 0
     if missing:
-        start = starting_adapter(context.recipe)
+        start = newest_adapter(context)
         generator = context.team.generator
         if start is not None:
             generator.load_adapter(start)
@@ -37,26 +36,48 @@ def run(context: Context) -> dict[str, object]:
                     continue
                 with context.store.events.around("sample", number, "generate"):
                     # The whole batch, also where part of it is there: other batches might give other last bits.
-                    seeds = [request_seed(context.recipe.seed, "sample", ROUND, 0, prompt.id) for prompt in batch]
+                    seeds = [request_seed(context.recipe.seed, "sample", round, 0, prompt.id) for prompt in batch]
                     groups = generator.answer(batch, context.sampling, seeds)
                     kept = [group for group in groups if group.prompt.id not in done]
-                    context.store.append_groups("sample", ROUND, kept)
+                    context.store.append_groups("sample", round, kept)
                 if for_people:
                     put_on_desk(context, kept)  # people can begin while the rest is sampled
                 num_tokens += _num_tokens(groups)
                 task.advance(len(new))
     elapsed = time.perf_counter() - began
     if for_people:
-        put_on_desk(context, context.store.groups("sample", ROUND))
-    answers = [answer for group in context.store.groups("sample", ROUND) for answer in group.answers]
+        put_on_desk(context, context.store.groups("sample", round))
+    answers = [answer for group in context.store.groups("sample", round) for answer in group.answers]
     speed: dict[str, object] = {"tokens_per_s": num_tokens / elapsed} if missing else {}
     return speed | {
+        "round": round,
         "num_prompts": len(wanted),
         "num_answers": len(answers),
         "num_tokens": sum(len(answer.token_ids) for answer in answers),
         "mean_length": sum(len(answer.token_ids) for answer in answers) / len(answers),
         "ended_ratio": sum(answer.ended == "eos" for answer in answers) / len(answers),
     }
+
+
+def prompts_of(train: Sequence[Prompt], num: int | None, round: int) -> Sequence[Prompt]:
+    """The prompts of a round: each takes up where the one before ended, and begins again at the end of the split."""
+    if num is None or num >= len(train):
+        return train
+    first = round * num % len(train)
+    return (*train, *train)[first : first + num]
+
+
+def newest_adapter(context: Context) -> Adapter | None:
+    """What answers are written with: what training starts from (None: the base), later what PPO made of it."""
+    if not context.round:
+        return starting_adapter(context.recipe)
+    adapter = context.store.load_adapter("policy")
+    if adapter is None:
+        raise StoreError(
+            f"sample of round {context.round + 1}: the run has no policy.",
+            remedy="Run the stage `ppo` of the round before.",
+        )
+    return adapter
 
 
 def _batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
