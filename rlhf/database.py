@@ -14,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from rlhf.errors import StoreError
 
 PASSWORD = "PGPASSWORD"  # the variable of PostgreSQL's own tools
-BUSY_S = 30  # that a writer waits for another
+BUSY_S = 30  # that a writer waits for another, on SQLite
+ANSWER_S = 120  # that PostgreSQL may take for anything; a writer may wait for another meanwhile
 _LOCK = 0x7E4F01D  # PostgreSQL's advisory locks are numbers: this one is held by whoever writes
 
 Migrations = Mapping[int, Callable[[sa.Connection], None]]
@@ -48,7 +49,11 @@ class Database:
         # Writers of one process queue here, in turn; SQLite would let them try again and again, out of turn.
         self._turn = threading.Lock() if self.is_sqlite else nullcontext()
         try:
-            options: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True, "pool_size": 10}
+            options: dict[str, Any] = (
+                {}
+                if self.is_sqlite
+                else {"pool_pre_ping": True, "pool_size": 10, "connect_args": {"timeout": ANSWER_S}}
+            )
             self._engine = sa.create_engine(made, **options)
         except ModuleNotFoundError as error:
             raise StoreError(

@@ -14,8 +14,9 @@ import pytest
 
 from cluster.console import LineConsole
 from cluster.run import Outcome, exit_code, places, run
+from cluster.runs import list_runs
 from configs.errors import ConfigError
-from configs.schema import ALIGNMENT, Recipe
+from configs.schema import ALIGNMENT, RankConfig, Recipe
 from rlhf.errors import DataError, ScoreError
 from rlhf.ports import Console, Generator
 from rlhf.records import Answer, Prompt
@@ -221,3 +222,61 @@ def test_the_models_that_a_run_made_are_named_among_its_places(tmp_path: Path) -
     found = places(tmp_path)
     assert [what for what, _ in found.models] == ["pretrained model", "adapter law", "aligned model"]
     assert found.adapter == str(tmp_path / "models" / "policy")
+
+
+def in_rounds(recipe: Recipe, rounds: int, **ppo: Any) -> Recipe:
+    return recipe.model_copy(update={"rounds": rounds, "ppo": recipe.ppo.model_copy(update=ppo)})
+
+
+def test_rounds_run_in_order_and_one_evaluation_ends_them(rig: Rig, recipe: Recipe) -> None:
+    outcome = rig.run(in_rounds(recipe, 2))
+    repeated = ["sample", "rank", "reward", "ppo"]
+    assert list(outcome.results) == [*repeated, *(f"{stage}-1" for stage in repeated), "evaluate"]
+    assert outcome.results["ppo-1"]["first"]["step"] == recipe.ppo.num_steps + 1  # type: ignore[index]
+    assert dict(outcome.places.models).keys() == {"adapter policy-round-1", "adapter policy-round-2"}
+    assert list_runs(Path(recipe.runs))[0]["state"] == "done"
+    again = rig.run(in_rounds(recipe, 2))
+    assert again.results == outcome.results and rig.events == ["opened", "closed"]
+    assert "reward of round 2: done before, skipped" in rig.out.getvalue()
+
+
+def test_another_round_can_be_added_and_the_evaluation_is_done_again(rig: Rig, recipe: Recipe) -> None:
+    first = rig.run(recipe)
+    more = rig.run(in_rounds(recipe, 2), accept=["rounds"])
+    assert {key: more.results[key] for key in ("sample", "rank", "reward", "ppo")} == {
+        key: first.results[key] for key in ("sample", "rank", "reward", "ppo")
+    }
+    assert "ppo-1" in more.results and more.results["evaluate"] != first.results["evaluate"]
+
+
+def test_a_stage_alone_is_run_in_the_rounds_that_can_be_begun(rig: Rig, recipe: Recipe) -> None:
+    two = in_rounds(recipe, 2)
+    assert set(rig.run(two, only=["sample"]).results) == {"sample"}
+    (row,) = list_runs(Path(recipe.runs))
+    assert row["state"] == "stopped" and row["stage"] == "sample"
+    rig.run(two, only=["rank"])
+    rig.run(two, only=["reward"])
+    rig.run(two, only=["ppo"])
+    assert set(rig.run(two, only=["sample"]).results) == {"sample", "sample-1"}
+
+
+def test_the_number_of_steps_is_fixed_once_there_are_rounds(rig: Rig, recipe: Recipe) -> None:
+    rig.run(in_rounds(recipe, 2))
+    more = in_rounds(recipe, 2, num_steps=recipe.ppo.num_steps + 1)
+    assert rig.code(lambda: rig.run(more, accept=["ppo"])) == 2
+    assert f"Set ppo.num_steps={recipe.ppo.num_steps}" in " ".join(rig.out.getvalue().split())
+
+
+@pytest.mark.parametrize(
+    ("desk", "why"),
+    [
+        ({"database": "postgresql://tenfold@127.0.0.1:1/x"}, r"tenfold@127.0.0.1:1/x cannot be read or written"),
+        ({"guidelines": "no/such/guidelines.md"}, r"no/such/guidelines.md cannot be read"),
+    ],
+)
+def test_a_desk_that_cannot_be_used_is_told_before_anything_is_sampled(
+    rig: Rig, recipe: Recipe, desk: dict[str, Any], why: str
+) -> None:
+    asked = recipe.model_copy(update={"rank": RankConfig(judge="people"), "desk": recipe.desk.model_copy(update=desk)})
+    assert rig.code(lambda: rig.run(asked)) == 2
+    assert why in " ".join(rig.out.getvalue().split()) and rig.events == []

@@ -154,3 +154,8 @@ def test_a_desk_database_with_a_password_or_of_another_kind_is_refused_without_s
     (problem,) = validation_problems(caught.value, tree)
     assert "desk" in problem and "secret" not in problem
     Recipe.model_validate(BASE | {"desk": {"database": "postgresql://ann@host:5432/db"}})
+
+
+def test_rounds_need_the_stages_that_they_repeat():
+    assert "stages lacks rank, reward" in refusal(rounds=2, stages=["sample", "ppo"])
+    Recipe.model_validate(BASE | {"rounds": 2, "stages": ["sample", "rank", "reward", "ppo"]})
