@@ -78,8 +78,8 @@ def run(
         store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
         stale = outdated(recipe, store, stages, console)
         todo = left_to_do(recipe, store, stages, stale, console)
-        making = [stage for stage, _ in todo if stage in MODEL_STAGES]
-        aligning = [stage for stage, _ in todo if stage not in MODEL_STAGES]
+        making: list[Stage] = [stage for stage, _ in todo if stage in MODEL_STAGES]
+        aligning: list[Stage] = [stage for stage, _ in todo if stage not in MODEL_STAGES]
         if not todo:
             return _outcome(store, stages)
         kept = read_prompts(store.folder)
@@ -129,15 +129,12 @@ def left_to_do(
 ) -> list[Step]:
     """The stages, and of which round, that are not done or are to be done again, in order; says which are done."""
     steps = schedule(stages, recipe.rounds)
-    todo = [(stage, round) for stage, round in steps if (stage, round) in stale or not store.done(stage, round)]
-    for stage, round in steps:
-        if (stage, round) not in todo:
-            console.say(f"{label(stage, round)}: done before, skipped")
-    return [
-        (stage, round)
-        for stage, round in todo
-        if not round or store.done("ppo", round - 1) or ("ppo", round - 1) in todo
-    ]
+    todo: list[Step] = [step for step in steps if step in stale or not store.done(*step)]
+    for step in steps:
+        if step not in todo:
+            console.say(f"{label(*step)}: done before, skipped")
+    # A round stands on the one before; where that is not done and not asked for, it cannot begin.
+    return [step for step in todo if not step[1] or store.done("ppo", step[1] - 1) or ("ppo", step[1] - 1) in todo]
 
 
 def run_stage(stage: Stage, round: int, context: Context | ModelContext) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf.errors import StoreError
@@ -152,5 +153,5 @@ def _teach_sqlite(engine: sa.Engine, shared: bool) -> None:
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    sa.event.listen(engine, "connect", connect)
-    sa.event.listen(engine, "begin", begin)
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)

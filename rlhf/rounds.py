@@ -12,11 +12,11 @@ Step = tuple[Stage, int]  # a stage, and the round that it is of; 0 for those th
 
 def schedule(stages: Iterable[Stage], rounds: int) -> list[Step]:
     """The stages in the order in which they run, those of rounds once in each."""
-    asked = [stage for stage in STAGES if stage in set(stages)]
+    asked: list[Stage] = [stage for stage in STAGES if stage in set(stages)]
     first = STAGES.index(REPEATED[0])
-    before = [(stage, 0) for stage in asked if STAGES.index(stage) < first]
-    repeated = [(stage, round) for round in range(rounds) for stage in asked if stage in REPEATED]
-    after = [(stage, 0) for stage in asked if stage not in REPEATED and STAGES.index(stage) > first]
+    before: list[Step] = [(stage, 0) for stage in asked if STAGES.index(stage) < first]
+    repeated: list[Step] = [(stage, round) for round in range(rounds) for stage in asked if stage in REPEATED]
+    after: list[Step] = [(stage, 0) for stage in asked if stage not in REPEATED and STAGES.index(stage) > first]
     return before + repeated + after
 
 

@@ -38,7 +38,9 @@ class Taken:
     verdicts: tuple[tuple[str, Verdict, int], ...]  # by whom, what, in how many milliseconds
 
 
-def row_of(item: Item, said: Sequence[Submission], withdrawn: Iterable[str], consensus: Consensus | None) -> Row:
+def row_of(
+    item: Item, said: Sequence[Submission], withdrawn: Iterable[str], consensus: Consensus | None
+) -> dict[str, Any]:
     """A group as a row of ours. Skips, repeats and what was withdrawn stand there as what they are."""
     return {
         "prompt_id": item.prompt_id,
@@ -56,7 +58,7 @@ def row_of(item: Item, said: Sequence[Submission], withdrawn: Iterable[str], con
     }
 
 
-def pairs_of(item: Item, consensus: Consensus) -> Iterator[Row]:
+def pairs_of(item: Item, consensus: Consensus) -> Iterator[dict[str, Any]]:
     """Rows of TRL's conversational preference format: all pairs that the ranking orders, equals apart."""
     for better, worse in itertools.combinations(consensus.tiers, 2):
         for chosen, rejected in itertools.product(better, worse):

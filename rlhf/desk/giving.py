@@ -120,7 +120,7 @@ class Giving:
         num_skips = connection.scalar(sa.select(skips.c.num).where(skips.c.item_id == item_id)) or 0
         return num_taken < self._config.quota and num_skips < self._config.max_skips
 
-    def _free(self, person_id: int, now: datetime) -> sa.Select[Any]:
+    def _free(self, person_id: int, now: datetime) -> sa.Select[Any, Any, Any]:
         """Groups that may be given to this person, those first that somebody has ranked: they are nearest to done."""
         taken, skips = self._counts(now)
         num_taken = sa.func.coalesce(taken.c.num, 0)

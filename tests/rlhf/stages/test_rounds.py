@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from configs.schema import Stage
 from rlhf.desk.desk import open_desk
 from rlhf.errors import StoreError
 from rlhf.rounds import schedule
@@ -16,7 +17,7 @@ from rlhf.stages.context import Context
 from tests.rlhf.stages.annotators import Annotators, threes
 from tests.rlhf.stages.conftest import MakeContext
 
-STAGES: dict[str, Callable[[Context], dict[str, object]]] = {
+STAGES: dict[Stage, Callable[[Context], dict[str, object]]] = {
     "sample": sample.run,
     "rank": rank.run,
     "reward": reward.run,
@@ -33,7 +34,7 @@ TWO: dict[str, Any] = {
 
 def go_on(context: Context, num: int = 8) -> None:
     """Runs so many of the stages that are not done."""
-    todo = [(stage, round) for stage, round in schedule(STAGES, 2) if not context.store.done(stage, round)]
+    todo = [step for step in schedule(STAGES, 2) if not context.store.done(*step)]
     for stage, round in todo[:num]:
         at = Context(
             context.recipe,
