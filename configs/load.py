@@ -93,9 +93,7 @@ def map_paths(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
             "adapter_from": recipe.adapter_from and change("adapter_from", recipe.adapter_from),
             "data": recipe.data.model_copy(update={"prompts": found[0] if isinstance(prompts, str) else found}),
             "evaluate": recipe.evaluate.model_copy(update={"text": text and change("evaluate.text", text)}),
-            "desk": recipe.desk.model_copy(
-                update={"guidelines": guidelines and change("desk.guidelines", guidelines)}
-            ),
+            "desk": recipe.desk.model_copy(update={"guidelines": guidelines and change("desk.guidelines", guidelines)}),
             "checkpoints": recipe.checkpoints.model_copy(
                 update={"mirror": mirror and change("checkpoints.mirror", mirror)}
             ),

@@ -159,6 +159,10 @@ class Desk:
 
     # The lead's view, and the run's
 
+    def rounds(self) -> tuple[int, ...]:
+        """The rounds of which there are groups, in order."""
+        return self._overview.rounds()
+
     def progress(self, round: int | None = None) -> Progress:
         """How far a round is, or all of them."""
         return self._overview.progress(round)

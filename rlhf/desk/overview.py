@@ -30,6 +30,10 @@ class Overview:
         self._database, self._config, self._clock = database, config, clock
         self._measured: dict[int | None, tuple[object, Agreement]] = {}  # by round: of which state, and what it was
 
+    def rounds(self) -> tuple[int, ...]:
+        with self._database.read() as connection:
+            return tuple(connection.scalars(sa.select(items.c.round).distinct().order_by(items.c.round)))
+
     def progress(self, round: int | None) -> Progress:
         quota = self._config.quota
         with self._database.read() as connection:
@@ -56,6 +60,7 @@ class Overview:
             if item not in done | closed and len(workers & active) - had[item] < quota - ranked[item]
         ]
         return Progress(
+            quota=quota,
             num_groups=len(ids),
             num_done=len(done),
             num_closed=len(closed),

@@ -72,6 +72,7 @@ class Submission:
     person: str  # name
     prompt_id: str
     round: int
+    question: str  # the prompt's last user message
     verdict: Verdict | None  # None: skipped
     reason: str  # of a skip; else empty
     time_ms: int
@@ -131,6 +132,7 @@ class PersonProgress:
 class Progress:
     """How far a round, or all rounds, are."""
 
+    quota: int  # people per group
     num_groups: int
     num_done: int  # groups that have all their rankings
     num_closed: int  # groups that were skipped too often

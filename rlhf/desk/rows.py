@@ -55,7 +55,7 @@ def every() -> sa.Select[Any]:
         sa.select(
             submissions,
             *(tasks.c.seed, tasks.c.repeat, tasks.c.item_id, tasks.c.person_id),
-            *(items.c.prompt_id, items.c.round, items.c.answers),
+            *(items.c.prompt_id, items.c.round, items.c.messages, items.c.answers),
             *(persons.c.name, persons.c.withdrawn),
         )
         .join(tasks, tasks.c.id == submissions.c.task_id)
@@ -74,6 +74,7 @@ def submission_of(row: Row) -> Submission:
         person=row.name,
         prompt_id=row.prompt_id,
         round=row.round,
+        question=next((m.content for m in reversed(messages_of(row.messages)) if m.role == "user"), ""),
         verdict=None if "skipped" in said else verdict_from_plain(said),
         reason=said.get("skipped", ""),
         time_ms=row.time_ms,

@@ -32,7 +32,9 @@ def test_progress_says_what_is_done_what_is_open_and_who_is_where(make_desk: Mak
     mine = found.people[0]
     assert (mine.person.name, mine.num_ranked, mine.time_ms, mine.median_time_ms) == ("ann", 3, 12_000, 3000)
     assert mine.last_seen == clock.now.isoformat(timespec="milliseconds")
-    assert desk.progress().num_groups == 4
+    assert desk.progress().num_groups == 4 and found.quota == 2
+    assert desk.rounds() == (0, 1)
+    assert desk.history(bob)[0].question == "question p000"
     clock.pass_minutes(11)
     assert desk.progress(0).num_open == 0
 
