@@ -12,6 +12,7 @@ import typer
 
 from cluster import cli_serve
 from cluster.cli_jobs import Detach, NoSecrets, OnCluster, add_jobs, resume_there
+from cluster.cli_rankings import rankings
 from cluster.command import Accept, DryRun, Json, Overrides, RecipePath, RunName
 from cluster.command import leave as _exit
 from cluster.command import print_json as _print_json
@@ -170,6 +171,9 @@ def export(
 
     with console:
         _exit(console, f"tenfold export {run} --to {to}", work)
+
+
+app.command()(rankings)
 
 
 @app.command("import-model")
