@@ -17,6 +17,7 @@ from cluster.command import Accept, DryRun, Json, Overrides, RecipePath, RunName
 from cluster.command import leave as _exit
 from cluster.command import print_json as _print_json
 from cluster.console import StreamConsole, make_console
+from cluster.planning import register as register_plan
 
 if TYPE_CHECKING:
     from configs.schema import Recipe, Stage
@@ -200,6 +201,7 @@ def import_model(
 
 add_jobs(app)
 cli_serve.register(app)
+register_plan(app)
 
 
 def _version(wanted: bool) -> None:

@@ -14,8 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from cluster.console import StreamConsole
+from cluster.planning import keep, planned
 from cluster.tracker import sync_command
-from cluster.workplace import Workplace
+from cluster.workplace import Workplace, own_ray
 from configs.errors import ConfigError
 from configs.schema import MODEL_STAGES, STAGES, Recipe, Stage
 from rlhf.errors import DataError, StoreError, TenfoldError
@@ -75,7 +76,14 @@ def run(
 
     stages = tuple(only or recipe.stages)
     with ExitStack() as stack:
+        if session is None and recipe.cluster.address is not None and make_team is None:
+            session = stack.enter_context(
+                own_ray(recipe, console)
+            )  # what GPUs there are is asked before the store opens
+        recipe, plan = planned(recipe, console, stages, session)
         store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
+        if plan is not None:
+            keep(plan, store.folder)
         stale = outdated(recipe, store, stages, console)
         todo = left_to_do(recipe, store, stages, stale, console)
         making: list[Stage] = [stage for stage, _ in todo if stage in MODEL_STAGES]

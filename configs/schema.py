@@ -155,6 +155,9 @@ class ClusterConfig(Section):
     address: str | None = None  # None: a Ray of our own, on this machine
     placement: Literal["shared", "separate"] = "shared"
     gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    # Before a run begins, what the recipe leaves open of memory and placement is chosen to fit the GPUs, and what
+    # cannot fit is refused. false: everything is taken as it is written here.
+    plan: bool = True
     workers: dict[GroupName, Positive] = Field(default_factory=dict[GroupName, int])
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.25  # what Ray counts
     threads: Positive | None = None  # what torch uses, per worker; None: the cores of the machine
