@@ -78,7 +78,7 @@ def _of_ray(session: RaySession | None) -> Budget | None:
         device = find_device(kinds.pop())
     except PlacementError:
         return None
-    return Budget(sum(gpus), max(gpus), device)
+    return Budget(sum(gpus), min(gpus), device)  # ranks of one engine then find a node
 
 
 def this_machine() -> Device:

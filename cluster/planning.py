@@ -101,7 +101,7 @@ def plans(path: str, overrides: Sequence[str], wanted: Wanted, compared: Sequenc
         from cluster.plan.work import opened
 
         recipe = opened(recipe, ["cluster.gpus"])  # the command line's number is meant
-    budget = _budget(recipe, wanted, max(compared, default=None))
+    budget = budget_for(recipe, wanted, max(compared, default=None))
     shape = shape_of(recipe, wanted.model)
     return [plan(recipe, shape, budget.of(number)) for number in compared or (budget.num_gpus,)]
 
@@ -191,7 +191,7 @@ def keep(found: Plan, folder: Path) -> None:
     write_file(folder / PLAN, (json.dumps(to_json(found), indent=2) + "\n").encode())
 
 
-def _budget(recipe: Recipe, wanted: Wanted, most: int | None) -> Budget:
+def budget_for(recipe: Recipe, wanted: Wanted, most: int | None) -> Budget:
     """The budget that the command line names, or what is here."""
     from cluster.plan.budget import Budget
     from cluster.plan.devices import find_device, read_memory

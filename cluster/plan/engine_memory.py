@@ -8,7 +8,10 @@ from cluster.plan.work import BYTES, Layout, Work
 
 ENGINE_CONTEXT = CONTEXT + 200 * MIB  # with FlashAttention's and vLLM's own kernels and workspaces
 CUDA_GRAPHS = 1024 * MIB  # for decoding at all batch sizes up to 512; none where enforce_eager is set
-CPU_ENGINE_PROCESS = 900 * MIB  # by its imports. Measured.
+# Of an engine's process, the same way: by its imports, and by what it sets up.
+CPU_ENGINE_IMPORTS = 660 * MIB
+CPU_ENGINE_RUNTIME = 80 * MIB
+CPU_ENGINE_PROCESS = CPU_ENGINE_IMPORTS + CPU_ENGINE_RUNTIME
 CPU_KV_CACHE_GIB = 1.0  # where the recipe does not say (actors/generator.py)
 BATCHED_TOKENS = 8192  # of a step of the engine, at most; vLLM's default for its class LLM on smaller GPUs
 BATCHED_TOKENS_LARGE = 16384  # and on those of 70 GiB and more, A100 excepted

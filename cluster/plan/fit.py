@@ -10,7 +10,7 @@ from cluster.plan.memory import HEAD_ROOM, Parts, trainer_parts
 from cluster.plan.model_memory import model_parts
 from cluster.plan.work import Layout, Work
 
-LARGEST_SHARE = 0.92  # of a GPU that an engine is given
+LARGEST_SHARE = 0.9  # of a GPU that an engine is given
 
 
 @dataclass(frozen=True, slots=True)

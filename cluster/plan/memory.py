@@ -18,13 +18,16 @@ CHUNK = 256  # positions whose logits exist at the same time (rlhf/forward.py)
 LARGEST_BUCKET = 1 << 26  # numbers of a bucket (actors/engine.py)
 LIVE = 10**9  # numbers of the base that ZeRO 3 keeps gathered at most (DeepSpeed's stage3_max_live_parameters)
 ALL_REDUCE = 5 * 10**8  # numbers that DeepSpeed's all-reduce without ZeRO lays together at once
-HEAD_ROOM = 0.06  # of the usable memory: what the allocator cannot fill, and what the formulas leave out
+HEAD_ROOM = 0.1  # of the usable memory: what the allocator cannot fill, and what the formulas leave out
 
 # What a process takes on a GPU before it computes anything. From common reports, not measured for this project.
 CONTEXT = 600 * MIB  # CUDA's context, kernels and the workspace of cuBLAS
 NCCL = 400 * MIB  # buffers of a process group over several GPUs
-# What a process takes of a machine's memory by its imports: torch, transformers, peft and DeepSpeed. Measured.
-CPU_PROCESS = 600 * MIB
+# What a process takes of a machine's memory by its imports (torch, transformers, peft, DeepSpeed), and then by what
+# they set up: threads, a process group, DeepSpeed's engine. Measured by benchmarks/plan_memory.py.
+CPU_IMPORTS = 525 * MIB
+CPU_RUNTIME = 35 * MIB
+CPU_PROCESS = CPU_IMPORTS + CPU_RUNTIME
 
 # Inputs that several layers share; where no copy of another type is made, autograd keeps each once.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -190,11 +193,6 @@ def logits(work: Work, tokens: int, roles: Iterable[Role], *, spread: bool) -> i
     answers = tokens * n * answer // (prompt + n * answer)
     positions = answers if spread else min(CHUNK, answers)
     return positions * work.shape.vocab * (16 + work.dtype_bytes)
-
-
-def with_head_room(parts: Parts, usable: int) -> int:
-    """Bytes with the share that is left free."""
-    return parts.total + int(HEAD_ROOM * usable)
 
 
 def gib(num_bytes: float) -> str:

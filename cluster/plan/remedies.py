@@ -92,7 +92,7 @@ def _changes(recipe: Recipe, roles: tuple[str, ...]) -> Iterator[tuple[str, Reci
         if key in keys and key != "cluster.gpus":
             yield f"{key} left to the plan", opened(recipe, [key])
     if keys - {"cluster.gpus"}:
-        yield "all settings of memory left to the plan", opened(recipe, [key for key in KEYS if key in keys])
+        yield "placement and memory left to the plan", opened(recipe, [key for key in KEYS if key in keys])
     frugal = _with(recipe, "learner", gradient_checkpointing=True)
     spares = "learner.gradient_checkpointing" in keys and not learner.gradient_checkpointing
     rank = recipe.lora.rank // 2

@@ -176,16 +176,16 @@ def _refusal(work: Work, budget: Budget) -> Refusal:
         if needed <= budget.num_gpus:  # not their number, but what the recipe fixes or how nodes are cut
             return Refusal(
                 largest, f"The groups ({listed}) find no place as the recipe fixes them.",
-                f"There are {_described(budget)}.", budget, work, None,
+                f"The budget is {_described(budget)}.", budget, work, None,
             )  # fmt: skip
         also = "" if not shared else f" On one base: {_sentence(work, min(shared, key=lambda s: s.missing))}"
         return Refusal(
             largest, f"Groups of their own take at least {needed} GPUs ({listed}).{also}",
-            f"There are {_described(budget)}.", budget, work, None,
+            f"The budget is {_described(budget)}.", budget, work, None,
         )  # fmt: skip
     return Refusal(
         (*work.roles, *work.makes)[0], "The workers that the recipe fixes find no place.",
-        f"There are {_described(budget)}.",
+        f"The budget is {_described(budget)}.",
         budget, work, None,
     )  # fmt: skip
 
@@ -207,4 +207,6 @@ def _one(budget: Budget) -> str:
 
 
 def _described(budget: Budget) -> str:
-    return f"{budget.num_gpus} of {gib(budget.device.usable)} ({budget.device.name}), {budget.gpus_per_node} on a node"
+    gpus = f"{budget.num_gpus} GPU{'s' if budget.num_gpus != 1 else ''}"
+    device = budget.device
+    return f"{gpus} of {gib(device.usable)} ({device.name}), {budget.gpus_per_node} on a node"
