@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.command import Json, Overrides, RecipePath, leave, print_json
 from cluster.console import make_console
 from cluster.gpus import GPUS_PER_NODE, budget_here, budget_of, this_machine
 
@@ -29,10 +30,8 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def plan(
-        recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file of the run.")],
-        overrides: Annotated[
-            list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set.")
-        ] = None,
+        recipe: RecipePath,
+        overrides: Overrides = None,
         gpus: Annotated[
             int | None, typer.Option(min=0, max=4096, help="GPUs there are. Default: this machine's, or the recipe's.")
         ] = None,
@@ -48,10 +47,7 @@ def register(app: typer.Typer) -> None:
         compare: Annotated[
             str | None, typer.Option(metavar="1,2,4,8", help="Compare these numbers of GPUs, a line for each.")
         ] = None,
-        as_json: Annotated[
-            bool,
-            typer.Option("--json", help="Print the result as JSON on standard output; the rest on standard error."),
-        ] = False,
+        as_json: Json = False,
     ) -> None:
         """Say whether a recipe fits a budget of GPUs, where each role goes, and about how long a step takes."""
         console = make_console(sys.stderr if as_json else sys.stdout)
@@ -67,16 +63,15 @@ def register(app: typer.Typer) -> None:
             fits = any(isinstance(one, Plan) for one in found)
             if as_json:
                 made = [to_json(one) for one in found]
-                typer.echo(json.dumps(made if compare else made[0], ensure_ascii=False, indent=2))
+                print_json(made if compare else made[0])
             else:
                 console.show(comparison(found) if compare else page(found[0]))
 
-        from cluster.run import USER_ERROR, exit_code
+        leave(console, " ".join(["tenfold", "plan", recipe, *(overrides or [])]), work)
+        if not fits:
+            from cluster.run import USER_ERROR
 
-        again = " ".join(["tenfold", "plan", recipe, *(overrides or [])])
-        code = exit_code(console, again, work)
-        if code or not fits:
-            raise typer.Exit(code or USER_ERROR)
+            raise typer.Exit(USER_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +116,7 @@ def numbers(text: str | None) -> tuple[int, ...]:
 
 
 def planned(
-    recipe: Recipe, console: Console, stages: Sequence[Stage], session: RaySession | None = None
+    recipe: Recipe, console: Console, stages: Sequence[Stage], reach: Callable[[], RaySession | None] = lambda: None
 ) -> tuple[Recipe, Plan | None]:
     """(the recipe with every setting of memory and placement, the plan that they are of); says in a line what it chose.
 
@@ -130,7 +125,7 @@ def planned(
 
     Args:
         stages: that are asked for; the roles of all of them are placed.
-        session: the Ray to run on, where that is not this machine.
+        reach: gives the Ray to run on, where that is not this machine; called if a plan is to be made.
 
     Raises PlacementError, with what would fit, if nothing does.
     """
@@ -145,7 +140,7 @@ def planned(
         return as_begun(recipe, folder), None
     if not recipe.cluster.plan:
         return recipe, None
-    budget = budget_of(recipe, session)
+    budget = budget_of(recipe, reach())
     if budget is None:
         console.say("plan: what memory the GPUs have is not known; the recipe is taken as it is")
         return recipe, None

@@ -76,11 +76,15 @@ def run(
 
     stages = tuple(only or recipe.stages)
     with ExitStack() as stack:
-        if session is None and recipe.cluster.address is not None and make_team is None:
-            session = stack.enter_context(
-                own_ray(recipe, console)
-            )  # what GPUs there are is asked before the store opens
-        recipe, plan = planned(recipe, console, stages, session)
+
+        def reached() -> RaySession | None:
+            """The cluster elsewhere, which is asked for its GPUs before the store opens."""
+            nonlocal session
+            if session is None and recipe.cluster.address is not None and make_team is None:
+                session = stack.enter_context(own_ray(recipe, console))
+            return session
+
+        recipe, plan = planned(recipe, console, stages, reached)
         store = stack.enter_context(RunStore.open(recipe.runs, recipe, console.warn, stages=stages, accept=accept))
         if plan is not None:
             keep(plan, store.folder)

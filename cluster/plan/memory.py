@@ -69,7 +69,7 @@ def trainer_parts(work: Work, layout: Layout, roles: Iterable[Role], world: int)
     spread = layout.zero_stage == 3 and (bool(trained) or work.abilities.reference_is_sharded)
     base = work.dtype_bytes * shape.num_parameters
     adapter = shape.adapter_parameters(recipe.lora)
-    states = [learner_state(_trained(work, role), layout.zero_stage, world, work.dtype_bytes) for role in trained]
+    states = [learner_state(_trained(work, role), layout.zero_stage, world) for role in trained]
     weights, at_load = base, 0
     if spread:
         gathered = work.dtype_bytes * min(shape.num_parameters, max(LIVE, shape.largest_module))
@@ -85,7 +85,7 @@ def trainer_parts(work: Work, layout: Layout, roles: Iterable[Role], world: int)
         gradients=max((state.gradients for state in states), default=0),
         optimizer=sum(state.optimizer for state in states) + max((state.passing for state in states), default=0),
         activations=activations(work, layout, tokens, trains=bool(trained)),
-        logits=logits(work, tokens, roles, spread=spread),
+        logits=logits(work, tokens, roles),
         overhead=overhead,
         at_load=at_load + overhead if at_load else 0,
     )
@@ -107,13 +107,13 @@ class State:
     passing: int  # what an update takes besides, and gives back
 
 
-def learner_state(num: int, zero_stage: int, world: int, dtype_bytes: int) -> State:
+def learner_state(num: int, zero_stage: int, world: int) -> State:
     """Of `num` trained numbers, in float32 with AdamW (Rajbhandari et al. 2020, arXiv:1910.02054, sections 3 and 5).
 
     Stages as DeepSpeed does them (runtime/engine.py, runtime/zero/stage_1_and_2.py, stage3.py): stages 1 and 2 lay all
     parameters into one flat tensor and step a copy of this rank's part; a bucket has room for twice all numbers
-    (actors/engine.py). Under ZeRO 3 the passes read the base's type. Without ZeRO, several ranks lay their gradients
-    together for the sum.
+    (actors/engine.py). Without ZeRO, several ranks lay their gradients
+    together for the sum. Under ZeRO 3 adapters stay float32, cut like the rest.
     """
     part = -(-num // world)
     bucket = 4 * min(2 * num, LARGEST_BUCKET)
@@ -121,7 +121,7 @@ def learner_state(num: int, zero_stage: int, world: int, dtype_bytes: int) -> St
         together = 4 * min(num, ALL_REDUCE) if world > 1 else 0
         return State(4 * num, 4 * num + together, 8 * num, 0)
     if zero_stage == 3:
-        return State(dtype_bytes * part, 4 * part + dtype_bytes * part + bucket, 12 * part, 4 * part)
+        return State(4 * part, 8 * part + bucket, 12 * part, 4 * part)
     gradients = (4 * num if zero_stage == 1 else 4 * part) + bucket
     return State(4 * num, gradients, 12 * part, 4 * part)
 
@@ -182,8 +182,8 @@ def _mask(work: Work, tokens: int) -> int:
     return tokens * tokens * (1 if work.device.is_cpu else 6)
 
 
-def logits(work: Work, tokens: int, roles: Iterable[Role], *, spread: bool) -> int:
-    """Of policy and reference: all of a chunk of positions; all of a pass where ZeRO 3 spreads the output layer.
+def logits(work: Work, tokens: int, roles: Iterable[Role]) -> int:
+    """Of policy and reference: all of a chunk of positions, whatever the ZeRO stage.
 
     rlhf/forward.py: the logits, and in float32 their logarithms, probabilities, and two factors of the entropy.
     """
@@ -191,8 +191,7 @@ def logits(work: Work, tokens: int, roles: Iterable[Role], *, spread: bool) -> i
         return 0
     n, prompt, answer = work.recipe.sampling.n, work.prompt_tokens, work.answer_tokens
     answers = tokens * n * answer // (prompt + n * answer)
-    positions = answers if spread else min(CHUNK, answers)
-    return positions * work.shape.vocab * (16 + work.dtype_bytes)
+    return min(CHUNK, answers) * work.shape.vocab * (16 + work.dtype_bytes)
 
 
 def gib(num_bytes: float) -> str:

@@ -45,7 +45,7 @@ def _whole(work: Work, layout: Layout, tokens: int, world: int) -> Parts:
     """
     shape, size = work.shape, work.dtype_bytes
     num = shape.num_parameters
-    state = learner_state(num, layout.zero_stage, world, 4)
+    state = learner_state(num, layout.zero_stage, world)
     casts = 0 if size == 4 else size * num
     gathered = 4 * min(num, max(LIVE, shape.largest_module)) if layout.zero_stage == 3 and world > 1 else 0
     inputs = sum(layer.inputs * layer.count for layer in shape.linears) // shape.num_layers
@@ -56,7 +56,6 @@ def _whole(work: Work, layout: Layout, tokens: int, world: int) -> Parts:
         kept = shape.num_layers * tokens * 4 * shape.hidden + layer
     inside = tokens * (shape.widest * (4 + 2 * size) + 16 * shape.hidden)
     mask = tokens * tokens * (1 if work.device.is_cpu else 6)
-    positions = tokens if layout.zero_stage == 3 else min(CHUNK, tokens)
     overhead = CPU_PROCESS if work.device.is_cpu else CONTEXT + (NCCL if world > 1 else 0)
     at_load = 4 * num + overhead if layout.zero_stage == 3 and not work.abilities.base_is_sharded_at_load else 0
     return Parts(
@@ -64,7 +63,7 @@ def _whole(work: Work, layout: Layout, tokens: int, world: int) -> Parts:
         gradients=state.gradients,
         optimizer=state.optimizer + state.passing,
         activations=kept + inside + mask,
-        logits=positions * shape.vocab * (16 + size),
+        logits=min(CHUNK, tokens) * shape.vocab * (16 + size),
         overhead=overhead,
         at_load=at_load,
     )

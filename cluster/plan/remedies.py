@@ -108,6 +108,18 @@ def _changes(recipe: Recipe, roles: tuple[str, ...]) -> Iterator[tuple[str, Reci
     while answer >= SHORTEST_ANSWER:
         yield f"sampling.max_answer_tokens {answer}", _with(recipe, "sampling", max_answer_tokens=answer)
         answer //= 2
+    if "reference" in roles and "ppo" in recipe.stages:
+        ppo = recipe.ppo.model_copy(
+            update={
+                "kl": recipe.ppo.kl.model_copy(update={"beta": 0.0, "adaptive": False}),
+                "evaluate_every": None,
+            }
+        )
+        stages = tuple(stage for stage in recipe.stages if stage != "evaluate")
+        yield (
+            "ppo.kl.beta 0 and no evaluation, which need no reference",
+            recipe.model_copy(update={"ppo": ppo, "stages": stages}),
+        )
     if recipe.model.dtype == "float32":
         yield "model.dtype bfloat16", _with(recipe, "model", dtype="bfloat16")
 

@@ -22,7 +22,7 @@ from configs.load import load_recipe
 ROOT = Path(__file__).parents[3]
 DOC = ROOT / "docs" / "plan.md"
 WIDTH = 118
-SPREAD = Abilities(base_is_sharded_at_load=True, reference_is_sharded=True)
+SPREAD = Abilities(reference_is_sharded=True)
 BLOCK = re.compile(r"(<!-- (spread plan|plan|devices): ?([^>]*?) ?-->\n```text\n)(.*?)(\n```)", re.DOTALL)
 
 
@@ -32,7 +32,7 @@ def rewritten(text: str) -> str:
 
 
 def shown(kind: str, words: str) -> str:
-    """What a block of this kind holds; `spread plan` is a plan for actors that load a part of the base each."""
+    """What a block of this kind holds; `spread plan` is a plan for a reference that is spread like who trains."""
     out = StringIO()
     console = Console(file=out, width=WIDTH, color_system=None)
     console.print(devices() if kind == "devices" else _page(shlex.split(words), SPREAD if "spread" in kind else TODAY))

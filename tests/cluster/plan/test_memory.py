@@ -66,13 +66,13 @@ def layout(**changes: Any) -> Layout:
         (0, 4, 4, 4 + 4, 8),  # laid together for the sum
         (1, 4, 4, 4 + 8, 12 / 4),  # whole gradients; a bucket of twice all numbers; a copy and two moments of a part
         (2, 4, 4, 4 / 4 + 8, 12 / 4),
-        (3, 4, 2 / 4, 4 / 4 + 2 / 4 + 8, 12 / 4),
+        (3, 4, 4 / 4, 8 / 4 + 8, 12 / 4),
     ],
 )
 def test_a_learners_state_by_zero_stage_in_bytes_a_number(
     stage: int, world: int, adapters: float, gradients: float, optimizer: float
 ) -> None:
-    state = learner_state(MILLION, stage, world, 2)
+    state = learner_state(MILLION, stage, world)
     assert (state.adapters, state.gradients, state.optimizer) == (
         adapters * MILLION, gradients * MILLION, optimizer * MILLION,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_learners_state_by_zero_stage_in_bytes_a_number(
 
 def test_a_bucket_has_an_upper_limit() -> None:
     large = 10**9
-    assert learner_state(large, 2, 2, 2).gradients == 4 * large // 2 + 4 * (1 << 26)
+    assert learner_state(large, 2, 2).gradients == 4 * large // 2 + 4 * (1 << 26)
 
 
 def test_one_base_serves_all_roles_that_share_it_and_each_has_its_adapter_and_moments(work: Any) -> None:
@@ -105,13 +105,12 @@ def test_a_continued_adapter_lies_frozen_beside_the_reference(work: Any) -> None
     assert parts.adapters == 4 * ADAPTER
 
 
-def test_zero_3_spreads_the_base_but_loads_it_whole_until_the_actors_can_load_a_part(work: Any) -> None:
+def test_zero_3_spreads_the_base_and_actors_that_load_it_whole_first_need_the_room_for_that(work: Any) -> None:
     spread = layout(zero_stage=3)
-    whole = trainer_parts(work(), spread, ("policy",), 4)
+    whole = trainer_parts(work(abilities=Abilities(base_is_sharded_at_load=False)), spread, ("policy",), 4)
     assert whole.weights == 20 * MILLION // 4 + 20 * MILLION  # a part, and what is gathered: at most 10^9 numbers
     assert whole.at_load == 20 * MILLION + whole.overhead
-    can = work(abilities=Abilities(base_is_sharded_at_load=True))
-    assert trainer_parts(can, spread, ("policy",), 4).at_load == 0
+    assert trainer_parts(work(), spread, ("policy",), 4).at_load == 0
     assert trainer_parts(work(), layout(zero_stage=2), ("policy",), 4).at_load == 0
 
 
@@ -142,11 +141,11 @@ def test_checkpointing_keeps_inputs_and_one_layer(work: Any) -> None:
     assert plain - spared == 1000 * (one - 2 * 2 * 100)  # of the two layers one, but both inputs
 
 
-def test_logits_are_of_a_chunk_and_of_all_answers_where_zero_3_spreads_the_output_layer(work: Any) -> None:
+def test_logits_are_of_a_chunk_of_positions(work: Any) -> None:
     made = work()  # 64 prompt tokens, ten answers of 8: 80 of 144 tokens are predicted
-    assert logits(made, 144, ("policy",), spread=True) == 80 * 1000 * 18
-    assert logits(made, 14_400, ("policy",), spread=False) == 256 * 1000 * 18
-    assert logits(made, 14_400, ("critic",), spread=False) == 0
+    assert logits(made, 144, ("policy",)) == 80 * 1000 * 18
+    assert logits(made, 14_400, ("policy",)) == 256 * 1000 * 18
+    assert logits(made, 14_400, ("critic",)) == 0
 
 
 def test_a_pass_is_no_longer_than_the_work_and_no_shorter_than_one_answer(work: Any) -> None:
