@@ -57,7 +57,9 @@ class Refuses:
         raise AssertionError(text)
 
     @contextmanager
-    def task(self, name: str, total: int | None = None, unit: str = "") -> Iterator[SilentConsole]:
+    def task(
+        self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+    ) -> Iterator[SilentConsole]:
         assert name != "tokenise"
         yield self.inner
 
@@ -176,7 +178,9 @@ def test_two_at_a_time_tokenise_once(tmp_path: Path, tokenizer: PreTrainedTokeni
 
     class Notes(SilentConsole):
         @contextmanager
-        def task(self, name: str, total: int | None = None, unit: str = "") -> Iterator[SilentConsole]:
+        def task(
+            self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+        ) -> Iterator[SilentConsole]:
             names.append(name)
             yield self
 
