@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cluster import cli_serve
+from cluster.cli_annotate import annotate
 from cluster.cli_jobs import Detach, NoSecrets, OnCluster, add_jobs, resume_there
 from cluster.cli_rankings import rankings
 from cluster.command import Accept, DryRun, Json, Overrides, RecipePath, RunName
@@ -108,6 +109,9 @@ def runs(
             console.show(table(found))
 
     _exit(console, f"tenfold runs {folder}", work)
+
+
+app.command()(annotate)
 
 
 @app.command()
