@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 import ssl
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cluster.serve import Place, check_port
 from rlhf.desk.desk import open_desk, read_guidelines
-from rlhf.errors import PlacementError, TenfoldError
+from rlhf.errors import ServeError
+from rlhf.manifest import RECIPE
 from rlhf.ports import Console
 
 if TYPE_CHECKING:
@@ -24,20 +24,16 @@ MOST_REQUESTS = 256  # under way at once; others wait in line
 NAME = "annotate"
 
 
-class AddressError(TenfoldError):
-    """The page cannot be served there."""
-
-
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where the page is served, and how it is reached.
 
-    Raises AddressError: beyond this machine without TLS, a certificate without its key or the other way round, one that
+    Raises ServeError: beyond this machine without TLS, a certificate without its key or the other way round, one that
     cannot be read.
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = 8080
     certificate: Path | None = None  # PEM, with its chain
     key: Path | None = None  # PEM, without a passphrase
     behind_proxy: bool = False  # whether a reverse proxy has the certificate
@@ -46,11 +42,11 @@ class Address:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             given, missing = ("--key", "--certificate") if self.certificate is None else ("--certificate", "--key")
-            raise AddressError(f"{given} was given without {missing}.", remedy=f"Give {missing} too.")
+            raise ServeError(f"{given} was given without {missing}.", remedy=f"Give {missing} too.")
         if self.certificate is not None and self.key is not None:
             _check_certificate(self.certificate, self.key)
         elif not self.behind_proxy and not is_loopback(self.host):
-            raise AddressError(
+            raise ServeError(
                 f"--host {self.host} reaches beyond this machine, and tokens would go over the network in the clear.",
                 remedy="Give --certificate and --key, or leave --host out and put a reverse proxy with TLS before it "
                 "(--behind-proxy; docs/annotate.md has its lines).",
@@ -74,20 +70,12 @@ class Address:
         return f"{self.shown}/#{token}"
 
 
-def invite(folder: Path, name: str, role: str, *, renew: bool = False) -> str:
-    """The token of a new person or, with `renew`, a new one of a person who lost theirs. Raises DeskError."""
-    if role not in ("annotator", "lead"):
-        raise AddressError(f"--role {role} is not known.", limit="It is annotator or lead.")
-    with open_desk(folder) as desk:
-        return desk.renew_token(name) if renew else desk.invite(name, role)
-
-
 def page_of(folder: str, language: str | None, secure: bool) -> FastAPI:
     """The application of the run in this folder, with a desk of its own; for any server of ASGI applications."""
     from cluster.page.app import make_app
     from configs.load import load_recipe
 
-    recipe = load_recipe(Path(folder) / "recipe.yaml")
+    recipe = load_recipe(Path(folder) / RECIPE)
     return make_app(
         open_desk(Path(folder), recipe),
         run=Path(folder).resolve().name,
@@ -97,47 +85,44 @@ def page_of(folder: str, language: str | None, secure: bool) -> FastAPI:
     )
 
 
-def serve_page(folder: Path, address: Address, language: str | None, console: Console) -> None:
-    """Serves the page until the process is told to stop; what people did is on the disk at every moment."""
-    from configs.load import load_recipe
-
-    recipe = load_recipe(folder / "recipe.yaml")
-    read_guidelines(recipe.desk.guidelines)
-    with open_desk(folder, recipe) as desk:  # what is wrong with it is told now
-        people = desk.people()
-        progress = desk.progress()
-    _check_port(address)
-    with served(folder, address, language, console):
-        console.say(f"The page is at {address.shown} (Ctrl-C ends it). {progress.num_groups} prompts are on the desk.")
-        if not people:
-            console.say(f"Nobody is invited yet: tenfold annotate {folder} --invite NAME [--role lead]")
-        threading.Event().wait()  # ends by Ctrl-C or SIGTERM, which raise
-
-
 @contextmanager
-def served(folder: Path, address: Address, language: str | None, console: Console) -> Iterator[None]:
-    """The page on Ray Serve, on a Ray of its own, for as long as the block lasts."""
-    from ray import serve
-    from ray.serve.config import HTTPOptions
+def serving_page(folder: Path, address: Address, language: str | None, console: Console) -> Iterator[Callable[[], str]]:
+    """The page on Ray Serve, on a Ray of its own, as a function that says how it is; it ends with the block.
 
+    Raises ServeError where the port is taken, StoreError where the desk cannot be opened, DataError where the
+    guidelines cannot be read.
+    """
     from cluster.ray_session import RaySession
+    from configs.load import load_recipe
     from configs.schema import ClusterConfig
 
+    recipe = load_recipe(folder / RECIPE)
+    check_port(Place(address.host, address.port))
+    read_guidelines(recipe.desk.guidelines)
+    with open_desk(folder, recipe) as desk:  # what is wrong with it is told now
+        if not desk.people():
+            console.say(f"Nobody is invited yet: tenfold annotate {folder} --invite NAME [--role lead]")
     with RaySession(ClusterConfig()):
-        with console.task("start the page"):
-            options = HTTPOptions(
-                host=address.host,
-                port=address.port,
-                ssl_certfile=str(address.certificate) if address.certificate else None,
-                ssl_keyfile=str(address.key) if address.key else None,
-            )
-            serve.start(http_options=options, logging_config={"log_level": "WARNING", "enable_access_log": False})
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
+        options = HTTPOptions(
+            host=address.host,
+            port=address.port,
+            ssl_certfile=str(address.certificate) if address.certificate else None,
+            ssl_keyfile=str(address.key) if address.key else None,
+        )
         try:
-            with console.task("open the desk"):
-                serve.run(deployment(folder, language, address.secure), name=NAME, route_prefix="/")
-            yield
+            with console.task("start the page"):
+                serve.start(http_options=options, logging_config={"log_level": "WARNING", "enable_access_log": False})
+                try:
+                    serve.run(deployment(folder, language, address.secure), name=NAME, route_prefix="/")
+                except RuntimeError as error:
+                    raise ServeError(f"The page did not start: {error}") from error
+            yield lambda: _state(serve.status().applications.get(NAME))
         finally:
-            serve.shutdown()
+            with console.task("stop the page"):
+                serve.shutdown()
 
 
 def deployment(folder: Path, language: str | None, secure: bool) -> Application:
@@ -163,20 +148,11 @@ def _check_certificate(certificate: Path, key: Path) -> None:
         # No passphrase is asked for: nobody may be there to answer.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ValueError) as error:
-        raise AddressError(
+        raise ServeError(
             f"--certificate {certificate} with --key {key} cannot be used: {error}.",
             limit="Both are PEM files; the key belongs to the certificate and has no passphrase.",
         ) from error
 
 
-def _check_port(address: Address) -> None:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((address.host, address.port))
-        except (OSError, OverflowError) as error:
-            raise PlacementError(
-                f"Nothing can listen at --host {address.host} --port {address.port}: {error}.",
-                remedy="Give another --port, or end what uses it.",
-            ) from error
+def _state(application: Any) -> str:
+    return "GONE" if application is None else str(application.status.value)

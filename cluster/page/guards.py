@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf.desk.records import Person
@@ -35,7 +35,7 @@ HEADERS = {
 }
 
 
-class AsciiJSON(Response):
+class AsciiJSON(JSONResponse):
     """JSON in ASCII: a draft may hold half of a surrogate pair, which no encoding of text can carry."""
 
     media_type = "application/json"
