@@ -1,7 +1,7 @@
 // Any two answers side by side, the prompt above them: a dialog over the page.
 import { at, make, showHTML } from "./dom.js";
 import { turnView } from "./prompt.js";
-import { place } from "./verdict.js";
+import { place, rankOf } from "./verdict.js";
 import { t } from "./words.js";
 
 export class Comparison {
@@ -49,23 +49,13 @@ export class Comparison {
   say(where) {
     const [left, right] = this.labels;
     const verdict = this.does.verdict();
-    const [known, other] = verdict.grades[right] ? [right, left] : [left, right];
-    if (!verdict.grades[known]) {
+    if (!verdict.grades[left] && !verdict.grades[right]) {
       at("compare-said").textContent = t("sort_first");
       return;
     }
-    // An answer that has no grade yet takes the other's; one that has keeps it where the grades say the same already.
-    const turned = known === right ? where : { above: "below", below: "above", equal: "equal" }[where];
-    const agreed = verdict.grades[other] && this.gradesSay(verdict, left, right) === where;
-    if (!agreed) this.does.change(place(verdict, other, turned, known));
-    const key = { above: "left_better", below: "right_better", equal: "both_equal" }[where];
-    at("compare-said").textContent = t(key, { left, right });
-  }
-
-  gradesSay(verdict, left, right) {
-    const order = ["good", "fair", "bad", "unusable"];
-    const by = order.indexOf(verdict.grades[left]) - order.indexOf(verdict.grades[right]);
-    return by < 0 ? "above" : by > 0 ? "below" : null;
+    const [better, worse] = where === "below" ? [right, left] : [left, right];
+    this.does.change(where === "equal" ? level(verdict, left, right) : lift(verdict, better, worse));
+    at("compare-said").textContent = t({ above: "left_better", below: "right_better", equal: "both_equal" }[where], { left, right });
   }
 
   key(event) {
@@ -77,3 +67,13 @@ export class Comparison {
   }
 }
 
+// The better one goes above the worse one, into its grade, unless it stands above it already.
+function lift(verdict, better, worse) {
+  if (!verdict.grades[worse]) return place(verdict, worse, "below", better);
+  const [one, other] = [rankOf(verdict, better), rankOf(verdict, worse)];
+  return one && one.rank < other.rank ? verdict : place(verdict, better, "above", worse);
+}
+
+function level(verdict, left, right) {
+  return verdict.grades[right] ? place(verdict, left, "equal", right) : place(verdict, right, "equal", left);
+}

@@ -43,7 +43,7 @@ export const en = {
   loading: "Loading…",
 
   keys_about: "A letter goes to the answer of that letter. Keys work while no text is being entered; of letters that name an answer, with Shift.",
-  keys_on: "Single keys are on", key_letter: "go to that answer", key_grades: "good, fair, bad, unusable", key_ungrade: "take the grade back",
+  keys_on: "Single keys are on", key_letter: "go to that answer", key_grades: "good, fair, bad, unusable; and on to the next", key_ungrade: "take the grade back",
   key_sides: "the answer before, the next", key_move: "move the answer up or down (ordering)", key_tie: "equal to the one above (ordering)",
   key_enter: "show all of an answer, or less", key_compare: "compare: once for each of two", key_next: "next step; at the end, hand in",
   key_previous: "back to sorting", key_back: "go back to what was handed in last", key_close: "close what is open",

@@ -43,7 +43,7 @@ export const zh = {
   loading: "正在加载…",
 
   keys_about: "按字母键跳到该字母的回答。输入文字时快捷键不起作用；与回答同名的字母需加 Shift。",
-  keys_on: "启用单键快捷键", key_letter: "跳到该回答", key_grades: "好、一般、差、不可用", key_ungrade: "取消等级",
+  keys_on: "启用单键快捷键", key_letter: "跳到该回答", key_grades: "好、一般、差、不可用，并跳到下一个", key_ungrade: "取消等级",
   key_sides: "上一个、下一个回答", key_move: "上移或下移（排序时）", key_tie: "与上一个相等（排序时）",
   key_enter: "展开或收起回答", key_compare: "比较：对两个回答各按一次", key_next: "下一步；最后一步为提交",
   key_previous: "回到分类", key_back: "回到上次提交的", key_close: "关闭打开的窗口",
