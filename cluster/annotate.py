@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.serve import Place, check_port
+from cluster.serve import GRACE_S, READY_S, Place, check_port
 from rlhf.desk.desk import open_desk, read_guidelines
 from rlhf.errors import ServeError
 from rlhf.manifest import RECIPE
@@ -131,7 +131,15 @@ def deployment(folder: Path, language: str | None, secure: bool) -> Application:
 
     place = str(folder.resolve())
     page = serve.ingress(lambda: page_of(place, language, secure))()
-    made = serve.deployment(page, name=NAME, max_ongoing_requests=MOST_REQUESTS, ray_actor_options={"num_cpus": 0.5})
+    made = serve.deployment(
+        page,
+        name=NAME,
+        max_ongoing_requests=MOST_REQUESTS,
+        ray_actor_options={"num_cpus": 0.5},
+        health_check_timeout_s=READY_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=GRACE_S,
+    )
     return made.bind()
 
 

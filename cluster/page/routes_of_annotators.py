@@ -49,7 +49,7 @@ def progress(desk: AtDesk, person: Someone) -> OwnProgress:
 @annotators.get("")
 def history(desk: AtDesk, person: Someone, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> list[Past]:
     """What was handed in, newest first."""
-    return [_past(desk, person.id, one) for one in desk.history(person.id, limit)]
+    return [_past(one) for one in desk.history(person.id, limit)]
 
 
 @annotators.get("/{task_id}", responses=NO_SUCH_TASK)
@@ -86,6 +86,5 @@ def _progress(desk: Desk, person_id: int) -> OwnProgress:
     return OwnProgress(**asdict(desk.own_progress(person_id)))
 
 
-def _past(desk: Desk, person_id: int, one: Submission) -> Past:
-    question = beginning(desk.task(person_id, one.task_id).messages)
-    return Past(task_id=one.task_id, question=question, skipped=one.verdict is None, created=one.created)
+def _past(one: Submission) -> Past:
+    return Past(task_id=one.task_id, question=beginning(one.question), skipped=one.verdict is None, created=one.created)

@@ -23,6 +23,12 @@ def progress(desk: AtDesk, round: Round = None) -> Progress:
     return desk.progress(round)
 
 
+@leads.get("/rounds")
+def rounds(desk: AtDesk) -> list[int]:
+    """The rounds that have groups."""
+    return list(desk.rounds())
+
+
 @leads.get("/agreement")
 def agreement(desk: AtDesk, round: Round = None) -> Agreement:
     """How far people agree: with each other, with themselves, with the reward model."""
@@ -41,7 +47,7 @@ def groups(
         GroupRow(
             prompt_id=item.prompt_id,
             round=item.round,
-            question=beginning(item.messages),
+            question=beginning(item.messages[-1].content),
             num_rankings=item.num_rankings,
             num_skips=item.num_skips,
             closed=item.closed,

@@ -287,7 +287,7 @@ def turns(messages: Sequence[Message]) -> list[Turn]:
     return [Turn(role=message.role, html=rendered(message.content)) for message in messages]
 
 
-def beginning(messages: Sequence[Message], num_characters: int = 140) -> str:
-    """How the last message begins, in one line."""
-    text = " ".join(messages[-1].content[: 4 * num_characters].split())
-    return visible(text if len(text) <= num_characters else text[: num_characters - 1] + "…")
+def beginning(text: str, num_characters: int = 140) -> str:
+    """How a text begins, in one line."""
+    line = " ".join(text[: 4 * num_characters].split())
+    return visible(line if len(line) <= num_characters else line[: num_characters - 1] + "…")

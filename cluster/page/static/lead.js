@@ -10,7 +10,7 @@ import { chooseLanguage, currentLanguage, duration, moment, setLanguage, t } fro
 const AGAIN_MS = 10_000;
 const A_PAGE = 50;
 let offset = 0;
-let progress, agreement, groups;
+let progress, agreement, groups, rounds;
 
 async function start() {
   await signInByLink();
@@ -32,10 +32,10 @@ function turn(by) {
 }
 
 async function refresh() {
-  const round = at("round").value === "" ? "" : `round=${at("round").valueAsNumber}&`;
+  const round = at("round").value ? `round=${at("round").value}&` : "";
   try {
-    [progress, agreement, groups] = await Promise.all([
-      ask("GET", `lead/progress?${round}`), ask("GET", `lead/agreement?${round}`),
+    [rounds, progress, agreement, groups] = await Promise.all([
+      ask("GET", "lead/rounds"), ask("GET", `lead/progress?${round}`), ask("GET", `lead/agreement?${round}`),
       ask("GET", `lead/groups?${round}offset=${offset}&limit=${A_PAGE}`),
     ]);
     show();
@@ -47,6 +47,7 @@ async function refresh() {
 
 function show() {
   if (!progress) return;
+  showRounds();
   at("share").value = progress.num_wanted ? progress.num_rankings / progress.num_wanted : 0;
   figures(at("figures"), [
     [t("groups_done"), `${progress.num_done} / ${progress.num_groups}`],
@@ -61,12 +62,19 @@ function show() {
   table(at("pairs"), [t("person"), t("person"), t("tau"), t("num_common")],
     agreement.pairs.map((pair) => [pair.one, pair.other, number(pair.tau), pair.num_groups]));
   table(at("groups"), [t("question"), t("round"), t("num_rankings"), t("skips"), ""], groups.map((row) => [
-    make("span", { dir: "auto" }, row.question), row.round, row.num_rankings, row.num_skips + (row.closed ? ` (${t("closed")})` : ""),
+    make("span", { dir: "auto" }, row.question), row.round, `${row.num_rankings} / ${progress.quota}`, row.num_skips + (row.closed ? ` (${t("closed")})` : ""),
     button(t("look_at"), () => openGroup(row), { "aria-label": `${t("look_at")}: ${row.question}` }),
   ]));
   at("page").textContent = t("page_of", { first: groups.length ? offset + 1 : 0, last: offset + groups.length, all: progress.num_groups });
   at("before").disabled = offset === 0;
   at("after").disabled = offset + groups.length >= progress.num_groups;
+}
+
+function showRounds() {
+  const choice = at("round");
+  const chosen = choice.value;
+  choice.replaceChildren(make("option", { value: "" }, t("all_rounds")), ...rounds.map((n) => make("option", { value: n }, String(n))));
+  choice.value = chosen;
 }
 
 function showPeople() {
