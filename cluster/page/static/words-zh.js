@@ -52,7 +52,7 @@ export const zh = {
   lead_progress: "进度", lead_people: "人员", lead_agreement: "一致性", lead_pairs: "两人之间", lead_groups: "提示",
   round: "轮次", all_rounds: "全部", refresh: "刷新", updated: "截至 {time}", fail: "服务器没有响应：{why}",
   groups_done: "已完成的提示", rankings_in: "排名数", open_now: "正在进行", closed: "已关闭（跳过过多）",
-  short: "有 {n} 个提示凑不齐所需的排名：请邀请更多人。",
+  short: "受邀人数不足的提示：{n} 个。请邀请更多人。",
   tau: "Kendall tau-b（所有人对）", alpha: "Krippendorff alpha（名次）", alpha_grades: "Krippendorff alpha（等级）",
   with_reward: "与奖励模型", with_self: "与自己", with_others: "与他人", num_common: "共同的提示",
   person: "人员", role: "角色", ranked: "已排名", skips: "已跳过", repeats: "重复", median_time: "每个提示用时", last_seen: "最近活动",
