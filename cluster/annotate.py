@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_REQUESTS = 256  # under way at once; others wait in line
 NAME = "annotate"
+PORT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ def serving_page(folder: Path, address: Address, language: str | None, console: 
     from configs.schema import ClusterConfig
 
     recipe = load_recipe(folder / RECIPE)
-    check_port(Place(address.host, address.port))
+    _wait_for_port(Place(address.host, address.port), console)
     read_guidelines(recipe.desk.guidelines)
     with open_desk(folder, recipe) as desk:  # what is wrong with it is told now
         if not desk.people():
@@ -106,6 +109,7 @@ def serving_page(folder: Path, address: Address, language: str | None, console: 
         from ray import serve
         from ray.serve.config import HTTPOptions
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what is ready where is told by us
         options = HTTPOptions(
             host=address.host,
             port=address.port,
@@ -160,6 +164,22 @@ def _check_certificate(certificate: Path, key: Path) -> None:
             f"--certificate {certificate} with --key {key} cannot be used: {error}.",
             limit="Both are PEM files; the key belongs to the certificate and has no passphrase.",
         ) from error
+
+
+def _wait_for_port(place: Place, console: Console) -> None:
+    """Returns once the port is free: what a page that was killed leaves takes a moment to end. Raises ServeError."""
+    until = time.monotonic() + PORT_S
+    try:
+        check_port(place)
+    except ServeError:
+        console.say(f"port {place.port} is in use; waiting for {PORT_S:.0f} s at most, lest a page was just killed")
+        while time.monotonic() < until:
+            time.sleep(0.2)
+            try:
+                return check_port(place)
+            except ServeError:
+                continue
+        raise
 
 
 def _state(application: Any) -> str:

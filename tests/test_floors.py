@@ -57,6 +57,7 @@ def test_the_floors_as_they_should_be_break_no_contract(house: Path) -> None:
         ("rlhf/a.py", "import peft", "vLLM, DeepSpeed and PEFT are imported in actors only"),
         ("cluster/a.py", "import wandb", "W&B is imported in cluster.tracker only"),
         ("rlhf/a.py", "import wandb", "W&B is imported in cluster.tracker only"),
+        ("rlhf/a.py", "import fastapi", "The web is in cluster only"),
         ("configs/a.py", "import torch", "Recipes need no torch"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
@@ -30,7 +30,7 @@ from rlhf.desk.records import Submission
 annotators = APIRouter(prefix="/api/tasks", tags=["annotators"], dependencies=SIGNED_IN)
 
 TaskId = Annotated[int, Path(ge=1, le=BIGGEST_INT)]
-NO_SUCH_TASK = {404: {"model": Problem, "description": "No such task of this person"}}
+NO_SUCH_TASK: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such task of this person"}}
 
 
 @annotators.post("/next")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
@@ -14,7 +14,7 @@ from rlhf.desk.records import Agreement, Progress
 leads = APIRouter(prefix="/api/lead", tags=["leads"], dependencies=SIGNED_IN)
 
 Round = Annotated[int | None, Query(ge=0, le=BIGGEST_INT, description="None: all rounds")]
-NOT_THERE = {404: {"model": Problem, "description": "No such group or person"}}
+NOT_THERE: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such group or person"}}
 
 
 @leads.get("/progress")

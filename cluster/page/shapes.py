@@ -256,7 +256,9 @@ def shown_group(item: Item, submissions: Sequence[Submission], withdrawn: frozen
         round=item.round,
         turns=turns(item.messages),
         answers=[
-            ScoredAnswer(index=i, html=rendered(text), text=visible(text), score=item.scores and item.scores[i])
+            ScoredAnswer(
+                index=i, html=rendered(text), text=visible(text), score=None if item.scores is None else item.scores[i]
+            )
             for i, text in enumerate(item.answers)
         ],
         submissions=[_seen_by_lead(one, one.person in withdrawn, newest[one.task_id] == one.id) for one in submissions],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import cluster.annotate
 from cluster.annotate import Address
 from cluster.serve import free_port
 from rlhf.desk.desk import open_desk
@@ -106,9 +108,8 @@ def test_what_cannot_be_is_told_in_one_line(run: Path, words: tuple[str, ...], t
     assert told in " ".join(done.output.split()) and "Traceback" not in done.output
 
 
-def test_a_port_that_is_taken_is_told(run: Path) -> None:
-    import socket
-
+def test_a_port_that_stays_taken_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.annotate, "PORT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = tenfold("annotate", run, "--port", port)
@@ -160,6 +161,8 @@ def annotating(run: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @pytest.mark.ray
@@ -189,6 +192,6 @@ def test_the_page_on_ray_serve_with_tls_outlives_its_server_and_ends_when_told(
         said = {"tiers": [["A"], ["B"]], "time_ms": 9}
         assert client.post(f"/api/tasks/{task['id']}/verdict", json=said).status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 143
+        assert process.wait(120) == 0
     with open_desk(run) as desk:
         assert len(desk.submissions()) == 1

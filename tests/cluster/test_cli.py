@@ -52,6 +52,7 @@ def test_help_names_every_command_and_is_quick() -> None:
         "resume",
         "runs",
         "chaos",
+        "annotate",
         "import-model",
         "serve",
         "chat",

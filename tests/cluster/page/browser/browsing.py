@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
 
 from cluster.serve import free_port
 from rlhf.desk.desk import Desk
@@ -78,11 +78,15 @@ class Visit:
         self.dialogs: list[str] = []
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
-        self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        self.page.on("dialog", self._shown)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._heard)
         self.context.on("request", lambda request: self._asked(request.url, url))
         self.page.goto(f"{url}#{token}")
+
+    def _shown(self, dialog: Dialog) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
 
     def _heard(self, message: Any) -> None:
         # A server that is away, and the 401 of who is not signed in yet, are told by the browser itself.
