@@ -164,8 +164,8 @@ def main() -> int:
         else:
             database = given.database or f"sqlite:///{stack.enter_context(tempfile.TemporaryDirectory())}/rankings.db"
         found = measure(database, given.people, given.prompts, given.think, given.words)
-    print(f"{found['people']} people, {found['database']}: {found['rankings']} rankings,")
-    print(f"{found['requests_per_s']:.1f} requests/s")
+    print(f"{found['people']} people, {found['database']}: {found['rankings']} rankings")
+    print(f"  {found['requests_per_s']:.1f} requests/s")
     for kind, row in found["by_request"].items():
         print(
             f"  {kind:8} {row['num']:6}  median {1000 * row['median_s']:6.0f} ms"

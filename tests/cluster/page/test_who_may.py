@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
+from cluster.page import guards
 from cluster.page.app import make_app
 from cluster.page.door import STATIC
 from cluster.page.guards import MOST_BYTES
@@ -81,6 +84,15 @@ def test_a_token_that_was_renewed_is_no_longer_valid(desk: Desk, annotator: Test
     token = desk.renew_token("ann")
     assert annotator.get("/api/me").status_code == 401
     assert sign_in(token).get("/api/me").json()["name"] == "ann"
+
+
+def test_a_token_that_was_renewed_is_valid_nowhere_after_two_seconds(
+    desk: Desk, annotator: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert annotator.post("/api/tasks/next").status_code == 200
+    desk.renew_token("ann")
+    monkeypatch.setattr(guards, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + guards.KNOWN_S + 0.1))
+    assert annotator.post("/api/tasks/next").status_code == 401
 
 
 def test_who_signs_out_is_out(annotator: TestClient) -> None:
