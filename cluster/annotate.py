@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.serve import GRACE_S, READY_S, Place, check_port
+from cluster.serve import READY_S, Place, check_port
 from rlhf.desk.desk import open_desk, read_guidelines
 from rlhf.errors import ServeError
 from rlhf.manifest import RECIPE
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 MOST_REQUESTS = 256  # under way at once; others wait in line
 NAME = "annotate"
-PORT_S = 10.0
+PORT_S = 10.0  # that the port of a page that was killed is waited for
+GRACE_S = 5.0  # that requests under way have at the end
 
 
 @dataclass(frozen=True, slots=True)
