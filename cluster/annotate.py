@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import ssl
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.serve import READY_S, Place, check_port
 from rlhf.desk.desk import open_desk, read_guidelines
 from rlhf.errors import ServeError
+from rlhf.loopback import is_loopback
 from rlhf.manifest import RECIPE
 from rlhf.ports import Console
 
@@ -146,14 +146,6 @@ def deployment(folder: Path, language: str | None, secure: bool) -> Application:
         graceful_shutdown_timeout_s=GRACE_S,
     )
     return made.bind()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_certificate(certificate: Path, key: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
-import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rlhf.errors import ServeError
+from rlhf.loopback import is_loopback
 
 SHORTEST = 16  # characters of a key: what is shorter can be guessed
 MAKE_ONE = "`(umask 077; head -c 32 /dev/urandom | base64 > key.txt)` makes one; then give --api-key-file key.txt"
@@ -85,19 +84,6 @@ def read_key(file: Path | None, host: str, warn: Callable[[str], None]) -> str |
             remedy=f"{MAKE_ONE}.",
         )
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this address, or all that this name stands for, can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError):
-        return False
-    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
 
 
 def _digest(key: bytes) -> str:

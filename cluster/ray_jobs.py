@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeVar, cast
 import requests
 
 from cluster.jobs import Job, JobError, JobInfo, Parts, State
+from rlhf.loopback import is_loopback
 
 Access = Literal["open", "token", "unknown"]  # whether the job server asks who we are
 ASK_S = 10.0  # for a first answer
 TERMINATED = 143  # the exit code of a run that SIGTERM has ended
 NUM_LISTED = 10_000  # the most that Ray lists of a kind
-LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray takes them in the place of the address that it is given
 _Answer = TypeVar("_Answer")
 
@@ -191,12 +191,6 @@ def checked(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
-def is_loopback(address: str) -> bool:
-    """Whether the address is this machine's own, which others do not reach."""
-    host = urllib.parse.urlsplit(address).hostname or ""
-    return host in LOOPBACK or host.startswith("127.")
-
-
 def access(address: str) -> Access:
     """What the job server says to one who shows no token."""
     try:
@@ -209,13 +203,14 @@ def access(address: str) -> Access:
 def warnings_of(address: str, found: Access) -> list[str]:
     """What is to be said, loudly, of how a job server is reached."""
     said: list[str] = []
-    if found == "open" and not is_loopback(address):
+    host = urllib.parse.urlsplit(address).hostname or ""
+    if found == "open" and not is_loopback(host):
         said.append(
             f"{address} ASKS FOR NO TOKEN: whoever reaches that port runs any code on the cluster and reads this "
             "job's secrets. Start Ray with a token (its default since 2.60: leave RAY_AUTH_MODE unset or set it to "
             "token), or close the port."
         )
-    if address.startswith("http://") and not is_loopback(address):
+    if address.startswith("http://") and not is_loopback(host):
         said.append(
             f"{address} is not encrypted: token and secrets can be read on the way. Over a network that is not yours "
             "alone use https, or a tunnel (`ssh -L 8265:127.0.0.1:8265 HEAD`)."

@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from cluster.api_key import digest_of, is_loopback
+from cluster.api_key import digest_of
 from cluster.serve_engine import llm_config
 from cluster.served import Served
 from configs.schema import Recipe
 from rlhf.errors import PlacementError, ServeError
+from rlhf.loopback import is_loopback
 from rlhf.ports import Console
 
 APP = "tenfold"  # the name of the Serve application

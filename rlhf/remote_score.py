@@ -7,7 +7,6 @@ answer    {"scores": [[0.5, ...], ...]}: a list per group, a number per answer, 
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ import torch
 from configs.schema import Recipe, Stage
 from configs.scores import ScoreServerConfig
 from rlhf.errors import RecipeError, ScoreError
+from rlhf.loopback import is_loopback
 from rlhf.records import AnswerGroup
 from rlhf.rules import TRIES, OnBadScore
 
@@ -87,7 +87,7 @@ class RemoteScorer:
     def _client(self) -> httpx.Client:
         # A proxy of the environment cannot reach this machine's own loopback.
         return httpx.Client(
-            headers=self._headers, timeout=self._config.timeout_s, trust_env=not _is_loopback(self._url.host)
+            headers=self._headers, timeout=self._config.timeout_s, trust_env=not is_loopback(self._url.host)
         )
 
     def _part(self, client: httpx.Client, groups: Sequence[AnswerGroup]) -> list[float]:
@@ -208,13 +208,6 @@ def _authorization(token_env: str | None) -> dict[str, str]:
             remedy="Set it anew.",
         )
     return {"Authorization": f"Bearer {token}"}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _seconds(retry_after: str) -> float:

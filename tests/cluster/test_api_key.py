@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.api_key import KeyRequired, digest_of, is_loopback, read_key
+from cluster.api_key import KeyRequired, digest_of, read_key
 from rlhf.errors import ServeError
 
 KEY = "0123456789abcdef"
@@ -64,24 +64,6 @@ def test_without_the_key_every_path_is_401(headers: list[tuple[bytes, bytes]]) -
 def test_a_web_socket_without_the_key_is_closed_and_the_start_of_the_application_is_none_of_its_business() -> None:
     assert through([], "websocket") == (False, [{"type": "websocket.close", "code": 1008}])
     assert through([], "lifespan")[0]
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [
-        ("127.0.0.1", True),
-        ("127.3.2.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("192.0.2.7", False),
-        ("10.0.0.1", False),
-        ("no such host", False),
-    ],
-)
-def test_loopback_is_what_other_machines_cannot_reach(host: str, here: bool) -> None:
-    assert is_loopback(host) == here
 
 
 def test_a_key_is_read_from_its_file_and_an_open_file_is_told(tmp_path: Path) -> None:
