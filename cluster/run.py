@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from cluster.console import StreamConsole
 from cluster.planning import keep, planned
+from cluster.preflight import check_early, checked_prompts
 from cluster.tracker import sync_command
 from cluster.workplace import Workplace, own_ray
 from configs.errors import ConfigError
 from configs.schema import MODEL_STAGES, STAGES, Recipe, Stage
-from rlhf.errors import DataError, StoreError, TenfoldError
+from rlhf.errors import StoreError, TenfoldError
 from rlhf.ports import Console, Team
 from rlhf.rounds import Step, key, label, schedule
 from rlhf.summary import Places
@@ -27,8 +28,6 @@ from rlhf.summary import Places
 if TYPE_CHECKING:
     from cluster.ray_session import RaySession
     from cluster.tracker import WandbTracker
-    from rlhf.chat import ChatTokenizer
-    from rlhf.data import Prompts
     from rlhf.stages.context import Context
     from rlhf.stages.model_context import Crew, ModelContext
     from rlhf.store import RunStore
@@ -65,10 +64,6 @@ def run(
     What can be checked without the team is checked before it is built. Whatever happens, the team, Ray, the
     tracker and the store are closed, in this order. Raises TenfoldError.
     """
-    from cluster.tracker import WandbTracker
-    from rlhf.chat import ChatTokenizer
-    from rlhf.data import load_prompts
-    from rlhf.desk.desk import open_desk
     from rlhf.kept_prompts import read_prompts, write_prompts
     from rlhf.stages.context import Context
     from rlhf.stages.model_context import ModelContext
@@ -98,19 +93,8 @@ def run(
         check_early(recipe, making + aligning, has_prompts=kept is not None)
         work = Workplace(recipe, console, stack, session)
         tracker: WandbTracker | None = None
-
-        def track() -> WandbTracker:
-            nonlocal tracker
-            if tracker is None:
-                # Only now is anything of it for good: a mistake can be mended, and the same command given again.
-                store.take_change()
-                store.reopen(*stale)
-                tracker = WandbTracker(recipe, store, console)
-                stack.callback(tracker.close)
-            return tracker
-
         if making:
-            tracker = track()
+            tracker = begin(recipe, store, stale, console, stack)
             with (make_crew or work.crew)(recipe, console) as crew, stopping_is_said(console):
                 for stage in making:
                     run_stage(stage, 0, ModelContext(recipe, crew, store, tracker, console))
@@ -118,12 +102,8 @@ def run(
             return _outcome(store, stages, tracker)
         recipe = grounded(recipe, store)
         with console.task("prompts and checks"):
-            chat = ChatTokenizer(recipe.model.path)
-            prompts = kept or load_prompts(recipe.data, chat)
-            check(recipe, chat, prompts, aligning)
-            if recipe.rank.judge == "people" and "rank" in aligning:
-                open_desk(store.folder, recipe).close()  # a database that cannot be reached is told now
-            tracker = track()
+            chat, prompts = checked_prompts(recipe, store, kept, aligning)
+            tracker = tracker or begin(recipe, store, stale, console, stack)
             if kept is None:
                 write_prompts(store.folder, prompts)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
@@ -134,6 +114,20 @@ def run(
             if stage not in MODEL_STAGES:
                 run_stage(stage, round, Context(recipe, team, store, chat, prompts, tracker, console, round))
         return _outcome(store, stages, tracker)
+
+
+def begin(recipe: Recipe, store: RunStore, stale: Collection[Step], console: Console, stack: ExitStack) -> WandbTracker:
+    """The tracker of a run whose work begins, closed with the stack.
+
+    Only now is anything of it for good: until then a mistake can be mended, and the same command given again.
+    """
+    from cluster.tracker import WandbTracker
+
+    store.take_change()
+    store.reopen(*stale)
+    tracker = WandbTracker(recipe, store, console)
+    stack.callback(tracker.close)
+    return tracker
 
 
 def left_to_do(
@@ -212,58 +206,6 @@ def grounded(recipe: Recipe, store: RunStore) -> Recipe:
     if recipe.adapter and "sft" in recipe.stages:
         update["adapter_from"] = str(store.folder.resolve() / "models" / recipe.adapter)
     return recipe.model_copy(update=update)
-
-
-def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -> None:
-    """Nothing, if what later stages need can be found, as far as that is known before there is a model.
-
-    `has_prompts`: the run has kept its prompts, so that their files may be gone.
-    """
-    from rlhf.adapters import starting_adapter
-    from rlhf.conversations import Source, load_conversations
-    from rlhf.desk.desk import read_guidelines
-    from rlhf.remote_score import check_score_servers
-    from rlhf.rules import RuleScorer
-    from rlhf.sources import read_items
-
-    if recipe.adapter_from and "sft" not in recipe.stages:
-        starting_adapter(recipe)
-    if "pretrain" in stages and "sft" in stages:
-        sources = [Source(source.path, source.weight) for source in recipe.sft.sources]
-        load_conversations(sources, recipe.sft.held_out, recipe.sft.system)
-    if all(stage in MODEL_STAGES for stage in stages):
-        return
-    if recipe.rules:
-        RuleScorer(recipe.rules)
-    check_score_servers(recipe, stages)
-    if recipe.rank.judge == "people":
-        read_guidelines(recipe.desk.guidelines)
-    if not has_prompts and next(iter(read_items(recipe.data.prompts)), None) is None:
-        raise DataError(f"data.prompts={recipe.data.prompts!r} holds no prompt.", limit="At least 1 is needed.")
-
-
-def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:
-    """Nothing, if the recipe fits its data and its rules can be found. Raises TenfoldError; starts no role."""
-    from rlhf.chat import check_lengths
-    from rlhf.rules import RuleScorer
-    from rlhf.text import text_groups
-
-    check_lengths(recipe.data.max_prompt_tokens, recipe.sampling.max_answer_tokens, chat)
-    if recipe.rules:
-        RuleScorer(recipe.rules)
-    if "ppo" in stages and recipe.ppo.num_prompts > len(prompts.train):
-        raise DataError(
-            f"ppo.num_prompts={recipe.ppo.num_prompts}: the train split has {len(prompts.train)} prompts.",
-            remedy="Lower it, or bring more prompts (data.prompts, data.limit, data.held_out).",
-        )
-    measures = "evaluate" in stages or ("ppo" in stages and recipe.ppo.evaluate_every is not None)
-    if measures and not prompts.held_out:
-        raise DataError(
-            f"data.held_out={recipe.data.held_out} leaves no prompt to evaluate on.",
-            remedy="Raise it, bring more prompts, or leave `evaluate` and ppo.evaluate_every out.",
-        )
-    if "evaluate" in stages and recipe.evaluate.text:
-        text_groups(recipe.evaluate.text, chat, recipe.evaluate.text_tokens)
 
 
 def exit_code(console: StreamConsole, again: str, work: Callable[[], None]) -> int:
