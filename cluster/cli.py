@@ -302,9 +302,11 @@ def _next_steps(recipe: Recipe, folder: str) -> list[str]:
     rank = max(8, 1 << (recipe.lora.rank - 1).bit_length())  # vLLM has room for powers of two
     return [
         *again,
+        f"tenfold chat {folder}",
+        "    talks to the policy, and with /model base to its start; `tenfold serve` gives programs both",
         f"vllm serve {base_of(Path(folder), recipe)} --enable-lora --max-lora-rank {rank} --lora-modules "
         f"aligned={folder}/models/policy",
-        "    serves the policy; plain transformers with peft loads the same folder",
+        "    serves the policy without Tenfold; plain transformers with peft loads the same folder",
         "tenfold run RECIPE name=mine data.prompts=my_prompts.jsonl",
         "    the same on prompts of your own",
     ]

@@ -33,10 +33,10 @@ def run(context: Context) -> dict[str, object]:
     reward = context.team.reward
     train, held_out = split(ranked_groups(context), config.held_out, context.recipe.seed)
     num_steps = fit(context, weighted(train, round, config.newest_weight))
-    raw = score_raw(context, {(round, group.prompt.id): group for group in context.store.groups("sample", round)})
+    newest = {(round, group.prompt.id): group for group in context.store.groups("sample", round)}
+    raw = score_raw(context, newest | {(r.round, r.prompt_id): group for group, r in held_out if r.round != round})
     # Scores have mean 0 and standard deviation 1 on what the policy writes now.
-    gain, bias = gain_and_bias(torch.cat(list(raw.values())))
-    raw |= score_raw(context, {(r.round, r.prompt_id): group for group, r in held_out if r.round != round})
+    gain, bias = gain_and_bias(torch.cat([raw[place] for place in newest]))
     reward.normalise(gain, bias)
     measured = held_out_figures(raw, held_out, context.recipe.seed)
     if context.recipe.rank.judge == "people":
