@@ -16,15 +16,19 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.failures import WorkerRaised
-from cluster.placement import Resources, place_crew
+from cluster.nodes import nodes_there
+from cluster.placement import Node, Placement, Resources, all_fit, place_crew
+from cluster.recovery import missing, names_of
 from configs.schema import Recipe
 from rlhf.errors import PlacementError, TenfoldError
 from rlhf.ports import Console
 from rlhf.training import Job, Place, Report
 
 LOOK_S = 0.2  # between two looks at what was reported
+LOOK_AT_NODES_S = 2.0
 STOP_S = 20.0  # for the workers to save and leave, once they are told to stop
 CPU_OF_CHANNEL = 0.001
 CALLS_AT_ONCE = 4  # of the channel: fit, push, pull and stop
@@ -43,6 +47,8 @@ class RayCrew:
         self._unheard: deque[Report] = deque()
         plan = place_crew(recipe, Resources(cpus=math.inf, gpus=num_gpus))
         self._uses_gpus, self._num_workers = plan.gpus > 0, plan.num_workers
+        self._bundles = Placement((plan,)).bundles
+        self._channel: Any = None
 
     def train(self, job: Job, heard: Callable[[Report], None]) -> None:
         """Returns when the job is done. `heard` is called in this thread.
@@ -50,8 +56,13 @@ class RayCrew:
         Raises TenfoldError as a worker raised it; PlacementError where workers do not start, are silent for
         `cluster.call_s`, or died too often.
         """
-        channel: Any = ray.remote(Channel).options(num_cpus=CPU_OF_CHANNEL, max_concurrency=CALLS_AT_ONCE).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        kind = ray.remote(Channel)  # beside the controller: no other node's loss ends it
+        channel: Any = kind.options(
+            num_cpus=CPU_OF_CHANNEL, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=here
+        ).remote()
         self._unheard.clear()
+        self._channel = channel
         try:
             fitting = channel.fit.remote(self._options(job), [ray.put(job)])
             try:
@@ -75,6 +86,10 @@ class RayCrew:
                 )  # its workers die with it; what Ray Train reserved for them is given back when the run ends
             shutil.rmtree(_own_files(job), ignore_errors=True)
 
+    def stop(self) -> None:
+        """Lets the workers save after the step that they are at, and leave; `train` returns then."""
+        ray.get(self._channel.stop.remote(), timeout=self._recipe.cluster.call_s)
+
     def _options(self, job: Job) -> FitOptions:
         cluster = self._recipe.cluster
         return FitOptions(
@@ -82,6 +97,8 @@ class RayCrew:
             folder=_own_files(job),
             num_workers=self._num_workers,
             cpus_per_worker=cluster.cpus_per_worker,
+            extra=cluster.resources.get("trainer", {}),
+            strategy=cluster.strategy,
             uses_gpus=self._uses_gpus,
             threads=cluster.threads,
             timeout_s=cluster.call_s,
@@ -90,8 +107,9 @@ class RayCrew:
 
     def _listen(self, channel: Any, heard: Callable[[Report], None], fitting: Any) -> None:
         cluster = self._recipe.cluster
-        began = last = time.monotonic()
+        began = last = looked = time.monotonic()
         has_started, told = False, began
+        before = nodes_there()
         while True:
             is_over = _is_done(fitting)
             self._unheard += ray.get(channel.pull.remote(), timeout=cluster.call_s)
@@ -106,6 +124,9 @@ class RayCrew:
                 _check(ray.get(fitting))
                 return
             now = time.monotonic()
+            if has_started and now - looked > LOOK_AT_NODES_S:
+                looked = now
+                self._check_nodes(before)
             if not has_started and now - began > cluster.wait_s:
                 raise PlacementError(
                     f"Waited {cluster.wait_s} s for the workers of the training to start.",
@@ -123,6 +144,19 @@ class RayCrew:
                 told = now
                 self._console.say(f"waiting for the workers, {now - began:.0f} s")
             time.sleep(LOOK_S)
+
+    def _check_nodes(self, before: tuple[Node, ...]) -> None:
+        """Raises PlacementError where a node is gone and the rest cannot hold the workers: Ray Train waits for ever."""
+        there = nodes_there()
+        gone = missing(before, there)
+        if gone and not self._recipe.cluster.autoscale and not all_fit(self._bundles, there):
+            raise PlacementError(
+                f"The node{'s' if len(gone) > 1 else ''} {names_of(gone)} went away, and the others do not hold "
+                f"{self._num_workers} workers.",
+                limit=f"There are {names_of(there)}.",
+                remedy="Bring it back, or another one, or ask for fewer workers (`tenfold scale RUN --workers "
+                "trainer=N`); then run `tenfold resume` on it: it goes on from the newest checkpoint.",
+            )
 
     def _wind_up(self, channel: Any, heard: Callable[[Report], None], fitting: Any) -> None:
         """Lets the workers finish their step and save; what they report until then counts."""
@@ -148,6 +182,8 @@ class FitOptions:
     folder: Path  # for Ray Train's own files; all nodes see it
     num_workers: int
     cpus_per_worker: float
+    extra: dict[str, float]  # per worker, of what only some nodes have
+    strategy: str
     uses_gpus: bool
     threads: int | None
     timeout_s: int
@@ -182,8 +218,12 @@ class Channel:
             scaling_config=ScalingConfig(
                 num_workers=options.num_workers,
                 use_gpu=options.uses_gpus,
-                resources_per_worker={"CPU": options.cpus_per_worker} | ({"GPU": 1} if options.uses_gpus else {}),
-                placement_strategy="PACK",
+                resources_per_worker={
+                    "CPU": options.cpus_per_worker,
+                    **({"GPU": 1} if options.uses_gpus else {}),
+                    **options.extra,
+                },
+                placement_strategy=options.strategy.upper(),
             ),
             torch_config=TorchConfig(backend="nccl" if options.uses_gpus else "gloo", timeout_s=options.timeout_s),
             run_config=RunConfig(
