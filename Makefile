@@ -21,7 +21,7 @@ test-jobs: setup ## run the tests that submit whole runs to a Ray head of their 
 	@$(BIN)/python -m pytest $(JOBS)
 
 unit: setup ## run the tests that start no engine
-	@$(BIN)/python -m pytest -m "not ray and not vllm and not engine and not browser" $(TESTS)
+	@$(BIN)/python -m pytest -m "not ray and not vllm and not engine and not browser and not multinode" $(TESTS)
 
 lint: setup ## check format, lint, types and the floors
 	@$(BIN)/ruff format --check .

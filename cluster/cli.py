@@ -14,6 +14,7 @@ from cluster import cli_serve
 from cluster.cli_annotate import annotate
 from cluster.cli_jobs import Detach, NoSecrets, OnCluster, add_jobs, resume_there
 from cluster.cli_rankings import rankings
+from cluster.cli_scale import add_scale
 from cluster.command import Accept, DryRun, Json, Overrides, RecipePath, RunName
 from cluster.command import leave as _exit
 from cluster.command import print_json as _print_json
@@ -206,6 +207,7 @@ def import_model(
 add_jobs(app)
 cli_serve.register(app)
 register_plan(app)
+add_scale(app)
 
 
 def _version(wanted: bool) -> None:

@@ -16,15 +16,20 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.failures import WorkerRaised
-from cluster.placement import Resources, place_crew
+from cluster.failures import WorkerLost, WorkerRaised
+from cluster.nodes import nodes_there
+from cluster.placement import Node, Placement, Resources, all_fit, place_crew
+from cluster.recovery import missing
+from cluster.reserve import give_back, reservations
 from configs.schema import Recipe
 from rlhf.errors import PlacementError, TenfoldError
 from rlhf.ports import Console
 from rlhf.training import Job, Place, Report
 
 LOOK_S = 0.2  # between two looks at what was reported
+LOOK_AT_NODES_S = 2.0
 STOP_S = 20.0  # for the workers to save and leave, once they are told to stop
 CPU_OF_CHANNEL = 0.001
 CALLS_AT_ONCE = 4  # of the channel: fit, push, pull and stop
@@ -43,6 +48,8 @@ class RayCrew:
         self._unheard: deque[Report] = deque()
         plan = place_crew(recipe, Resources(cpus=math.inf, gpus=num_gpus))
         self._uses_gpus, self._num_workers = plan.gpus > 0, plan.num_workers
+        self._bundles = Placement((plan,)).bundles
+        self._channel: Any = None
 
     def train(self, job: Job, heard: Callable[[Report], None]) -> None:
         """Returns when the job is done. `heard` is called in this thread.
@@ -50,8 +57,14 @@ class RayCrew:
         Raises TenfoldError as a worker raised it; PlacementError where workers do not start, are silent for
         `cluster.call_s`, or died too often.
         """
-        channel: Any = ray.remote(Channel).options(num_cpus=CPU_OF_CHANNEL, max_concurrency=CALLS_AT_ONCE).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        kind = ray.remote(Channel)  # beside the controller: no other node's loss ends it
+        channel: Any = kind.options(
+            num_cpus=CPU_OF_CHANNEL, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=here
+        ).remote()
         self._unheard.clear()
+        self._channel = channel
+        before = reservations()
         try:
             fitting = channel.fit.remote(self._options(job), [ray.put(job)])
             try:
@@ -70,10 +83,13 @@ class RayCrew:
             ) from error
         finally:
             with contextlib.suppress(RayError):
-                ray.kill(
-                    channel
-                )  # its workers die with it; what Ray Train reserved for them is given back when the run ends
+                ray.kill(channel)  # its workers die with it
+                give_back(reservations() - before)
             shutil.rmtree(_own_files(job), ignore_errors=True)
+
+    def stop(self) -> None:
+        """Lets the workers save after the step that they are at, and leave; `train` returns then."""
+        ray.get(self._channel.stop.remote(), timeout=self._recipe.cluster.call_s)
 
     def _options(self, job: Job) -> FitOptions:
         cluster = self._recipe.cluster
@@ -82,6 +98,8 @@ class RayCrew:
             folder=_own_files(job),
             num_workers=self._num_workers,
             cpus_per_worker=cluster.cpus_per_worker,
+            extra=cluster.resources.get("trainer", {}),
+            strategy=cluster.strategy,
             uses_gpus=self._uses_gpus,
             threads=cluster.threads,
             timeout_s=cluster.call_s,
@@ -90,8 +108,9 @@ class RayCrew:
 
     def _listen(self, channel: Any, heard: Callable[[Report], None], fitting: Any) -> None:
         cluster = self._recipe.cluster
-        began = last = time.monotonic()
+        began = last = looked = time.monotonic()
         has_started, told = False, began
+        before = nodes_there()
         while True:
             is_over = _is_done(fitting)
             self._unheard += ray.get(channel.pull.remote(), timeout=cluster.call_s)
@@ -106,6 +125,9 @@ class RayCrew:
                 _check(ray.get(fitting))
                 return
             now = time.monotonic()
+            if has_started and now - looked > LOOK_AT_NODES_S:
+                looked = now
+                self._check_nodes(before)
             if not has_started and now - began > cluster.wait_s:
                 raise PlacementError(
                     f"Waited {cluster.wait_s} s for the workers of the training to start.",
@@ -123,6 +145,15 @@ class RayCrew:
                 told = now
                 self._console.say(f"waiting for the workers, {now - began:.0f} s")
             time.sleep(LOOK_S)
+
+    def _check_nodes(self, before: tuple[Node, ...]) -> None:
+        """Raises WorkerLost where a node is gone and the rest cannot hold the workers: Ray Train would wait for it."""
+        there = nodes_there()
+        gone = missing(before, there)
+        if gone and not self._recipe.cluster.autoscale and not all_fit(self._bundles, there):
+            lost = WorkerLost(f"The nodes that are left do not hold {self._num_workers} workers of the training.")
+            lost.host = gone[0].address
+            raise lost
 
     def _wind_up(self, channel: Any, heard: Callable[[Report], None], fitting: Any) -> None:
         """Lets the workers finish their step and save; what they report until then counts."""
@@ -148,6 +179,8 @@ class FitOptions:
     folder: Path  # for Ray Train's own files; all nodes see it
     num_workers: int
     cpus_per_worker: float
+    extra: dict[str, float]  # per worker, of what only some nodes have
+    strategy: str
     uses_gpus: bool
     threads: int | None
     timeout_s: int
@@ -169,7 +202,9 @@ class Channel:
     def fit(self, options: FitOptions, job: list[Any]) -> Exception | None:
         """Returns when Ray Train is done, with what it raised. `job`: a reference, in a list so that it stays one."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from cluster.train_backend import OnOwnInterface
 
         trainer = TorchTrainer(
             _worker,
@@ -182,10 +217,14 @@ class Channel:
             scaling_config=ScalingConfig(
                 num_workers=options.num_workers,
                 use_gpu=options.uses_gpus,
-                resources_per_worker={"CPU": options.cpus_per_worker} | ({"GPU": 1} if options.uses_gpus else {}),
-                placement_strategy="PACK",
+                resources_per_worker={
+                    "CPU": options.cpus_per_worker,
+                    **({"GPU": 1} if options.uses_gpus else {}),
+                    **options.extra,
+                },
+                placement_strategy=options.strategy.upper(),
             ),
-            torch_config=TorchConfig(backend="nccl" if options.uses_gpus else "gloo", timeout_s=options.timeout_s),
+            torch_config=OnOwnInterface(backend="nccl" if options.uses_gpus else "gloo", timeout_s=options.timeout_s),
             run_config=RunConfig(
                 name=options.name,
                 storage_path=str(options.folder),

@@ -15,6 +15,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class WorkerLost(PlacementError):
     """A worker's process or node went away in mid-call."""
 
+    host = ""  # the address of its node
+
 
 class CallLate(PlacementError):
     """A call did not return before its deadline."""
@@ -31,7 +33,7 @@ class Asked:
     group: str
     rank: int
     num_workers: int
-    host: str
+    host: str  # the node's address
     pid: int
     what: str  # "policy.update"
 
@@ -61,12 +63,14 @@ def explain(error: RayError, asked: Asked) -> Exception:
         what = "is gone"
     else:
         what = "cannot be asked"
-    return WorkerLost(
+    lost = WorkerLost(
         f"Worker {asked.rank} of {asked.num_workers} of the group {asked.group!r} {what} (process {asked.pid} on node "
         f"{asked.host}), while it was asked for {asked.what}: {_reason(error)}",
         remedy="Check that node's memory (a process that takes too much is killed) and the worker's log, then run the "
         "same command again: it goes on from what was committed.",
     )
+    lost.host = asked.host
+    return lost
 
 
 def late(asked: list[Asked], limit_s: float, setting: str) -> CallLate:

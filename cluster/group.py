@@ -41,7 +41,7 @@ class Group:
         self._num_calls, self._free = 0, threading.Condition()  # of roles, under way
         self._stats: dict[str, dict[str, float]] = {}
         self._stats_asked: dict[Any, int] = {}  # behind a call under way
-        self._dead = ""
+        self._dead, self._lost = "", ""  # why the group has ended; the node's address if by the loss of a worker
         device = "cuda" if plan.gpus else "cpu"
         kind = ray.remote(Worker)
         self._workers: list[Any] = [
@@ -173,10 +173,14 @@ class Group:
         """The rank of each reference."""
         with self._order:
             if self._dead:
-                raise PlacementError(
+                # Whichever thread is told first, a loss is a loss.
+                error = (WorkerLost if self._lost else PlacementError)(
                     f"The group {self.plan.name!r} has ended, because {self._dead}.",
                     remedy="Run the same command again: it goes on from what was committed.",
                 )
+                if isinstance(error, WorkerLost):
+                    error.host = self._lost
+                raise error
             return {
                 getattr(self._workers[rank], method).remote(*own): rank
                 for rank, own in zip(range(self.plan.num_workers) if ranks is None else ranks, values, strict=True)
@@ -199,11 +203,14 @@ class Group:
             except RayError as error:
                 failures.append(explain(error, self._asked(refs[ready[0]], what)))
                 failures[-1].__cause__ = error
-                deadline = min(deadline, time.monotonic() + SETTLE_S)
+                # The loss of one is why the others fail, or wait for ever: there is nothing more to learn from them.
+                settle_s = 0.0 if isinstance(failures[-1], WorkerLost) else SETTLE_S
+                deadline = min(deadline, time.monotonic() + settle_s)
         if failures:
             # Where one died in a collective operation the others raise, too: what we can name is the cause.
             failure = min(failures, key=lambda each: not isinstance(each, TenfoldError))
             if pending or isinstance(failure, WorkerLost):
+                self._lost = self._lost or (failure.host if isinstance(failure, WorkerLost) else "")
                 self._kill(f"a worker failed in {what}")
             raise failure
         if pending:

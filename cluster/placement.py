@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal, get_args
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self, get_args
 
 from configs.schema import MODEL_STAGES, ClusterConfig, Recipe
 from rlhf.errors import PlacementError
@@ -15,12 +16,31 @@ AT_ONCE: frozenset[Role] = frozenset({"policy", "critic", "reference"})
 TRAINER = "trainer"  # the group that hosts every role but the generator where placement is shared
 
 
+Bundle = Mapping[str, float]  # amounts by kind: CPU, GPU, and what else nodes have
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster that is there."""
+
+    name: str
+    address: str
+    has: Bundle  # what Ray counts there, in use or not
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What Ray counts in a cluster, all nodes together."""
 
     cpus: float
     gpus: float = 0.0
+    nodes: tuple[Node, ...] = ()  # none: it is not known how they are distributed
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node]) -> Self:
+        """What these nodes have."""
+        cpus, gpus = (sum(node.has.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+        return cls(cpus, gpus, tuple(nodes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +52,7 @@ class GroupPlan:
     bundles: tuple[int, ...]  # [num_workers] the bundle of the placement group that a worker lives in
     cpus: float  # per worker
     gpus: float  # per worker; a fraction where two groups share a GPU
+    extra: Bundle = field(default_factory=dict[str, float])  # per worker, of what only some nodes have
 
     @property
     def num_workers(self) -> int:
@@ -59,6 +80,8 @@ class Placement:
                 total = totals.setdefault(index, {"CPU": 0.0, "GPU": 0.0})
                 total["CPU"] += group.cpus
                 total["GPU"] += group.gpus
+                for kind, amount in group.extra.items():
+                    total[kind] = total.get(kind, 0.0) + amount
         return [{name: amount for name, amount in totals[index].items() if amount > 0} for index in sorted(totals)]
 
     @property
@@ -125,6 +148,7 @@ def place(recipe: Recipe, resources: Resources, roles: Collection[Role] | None =
     config = recipe.cluster
     asked_for = needed_roles(recipe) if roles is None else roles
     wanted: tuple[Role, ...] = tuple(role for role in ROLES if role in asked_for)
+    resources = _counted(config, resources)
     gpus = _num_gpus(config, resources)
     _check_names(config, makes_model=any(stage in recipe.stages for stage in MODEL_STAGES))
     groups = (_shared if config.placement == "shared" else _separate)(recipe, wanted, gpus)
@@ -146,7 +170,8 @@ def place_crew(recipe: Recipe, resources: Resources) -> GroupPlan:
     Raises PlacementError for more GPUs than the cluster has, and for more workers than GPUs.
     """
     config = recipe.cluster
-    gpus = _num_gpus(config, resources)
+    _check_names(config, makes_model=True)
+    gpus = _num_gpus(config, _counted(config, resources))
     num_workers = config.workers.get(TRAINER, gpus or 1)
     if gpus and num_workers > gpus:
         raise PlacementError(
@@ -154,7 +179,16 @@ def place_crew(recipe: Recipe, resources: Resources) -> GroupPlan:
             limit=f"There are {gpus}.",
             remedy="Set fewer workers in cluster.workers.trainer, or add nodes.",
         )
-    return GroupPlan(TRAINER, (), tuple(range(num_workers)), config.cpus_per_worker, float(gpus > 0))
+    extra = config.resources.get(TRAINER, {})
+    return GroupPlan(TRAINER, (), tuple(range(num_workers)), config.cpus_per_worker, float(gpus > 0), extra)
+
+
+def _counted(config: ClusterConfig, resources: Resources) -> Resources:
+    """What may be placed upon: of a cluster that grows, what is there now says nothing."""
+    if not config.autoscale:
+        return resources
+    assert config.gpus != "auto", "refused by the schema"
+    return Resources(math.inf, float(config.gpus))
 
 
 def _num_gpus(config: ClusterConfig, resources: Resources) -> int:
@@ -172,14 +206,17 @@ def _num_gpus(config: ClusterConfig, resources: Resources) -> int:
 def _check_names(config: ClusterConfig, *, makes_model: bool) -> None:
     have = {TRAINER, "generator"} if config.placement == "shared" else set(ROLES)
     have |= {TRAINER} if makes_model else set()
-    for name, number in config.workers.items():
+    settings = {f"workers.{name}": (name, number) for name, number in config.workers.items()}
+    settings |= {f"resources.{name}": (name, extra) for name, extra in config.resources.items()}
+    for key, (name, value) in settings.items():
         if name not in have:
+            key, shared = key.partition(".")[0], config.placement == "shared"
             raise PlacementError(
-                f"cluster.workers.{name}={number} with cluster.placement={config.placement}: there is no such group.",
+                f"cluster.{key}.{name}={value} with cluster.placement={config.placement}: there is no such group.",
                 limit=f"The groups are {', '.join(sorted(have))}.",
-                remedy="Set cluster.workers.trainer, which hosts policy, critic, reward and reference."
-                if config.placement == "shared"
-                else "Set the workers of each role, or cluster.placement=shared.",
+                remedy=f"Set cluster.{key}.trainer, which hosts policy, critic, reward and reference."
+                if shared
+                else f"Set the {key} of each role, or cluster.placement=shared.",
             )
 
 
@@ -191,15 +228,14 @@ def _separate(recipe: Recipe, roles: tuple[Role, ...], gpus: int) -> tuple[Group
         number = recipe.cluster.workers.get(role, 1)
         width = recipe.generator.tensor_parallel if role == "generator" else 1
         bundles = tuple(range(first, first + number))
-        groups.append(
-            GroupPlan(role, (role,), bundles, recipe.cluster.cpus_per_worker * width, float(width if gpus else 0))
-        )
+        cpus, share = recipe.cluster.cpus_per_worker * width, float(width if gpus else 0)
+        groups.append(GroupPlan(role, (role,), bundles, cpus, share, recipe.cluster.resources.get(role, {})))
         first += number
     return tuple(groups)
 
 
 def _shared(recipe: Recipe, roles: tuple[Role, ...], gpus: int) -> tuple[GroupPlan, ...]:
-    """One trainer group on one frozen base, and the generator in the same bundles beside it."""
+    """One trainer group on one frozen base, and the generator beside it: on GPUs in the same bundles."""
     config, width = recipe.cluster, recipe.generator.tensor_parallel
     hosted: tuple[Role, ...] = tuple(role for role in roles if role != "generator")
     both = bool(hosted) and "generator" in roles
@@ -211,15 +247,18 @@ def _shared(recipe: Recipe, roles: tuple[Role, ...], gpus: int) -> tuple[GroupPl
             remedy="Set generator.tensor_parallel=1, or cluster.placement=separate.",
         )
     groups: list[GroupPlan] = []
+    trainers = config.workers.get(TRAINER, max(gpus, 1)) if hosted else 0
     if hosted:
-        trainers = config.workers.get(TRAINER, max(gpus, 1))
         share = (0.5 if both else 1.0) if gpus else 0.0
-        groups.append(GroupPlan(TRAINER, hosted, tuple(range(trainers)), config.cpus_per_worker, share))
+        extra = config.resources.get(TRAINER, {})
+        groups.append(GroupPlan(TRAINER, hosted, tuple(range(trainers)), config.cpus_per_worker, share, extra))
     if "generator" in roles:
         generators = config.workers.get("generator", max(gpus // width, 1))
         share = (0.5 if both else float(width)) if gpus else 0.0
-        bundles = tuple(range(generators))
-        groups.append(GroupPlan("generator", ("generator",), bundles, config.cpus_per_worker * width, share))
+        first = 0 if gpus else trainers  # without a GPU to share they need not be on one node
+        bundles = tuple(range(first, first + generators))
+        cpus, extra = config.cpus_per_worker * width, config.resources.get("generator", {})
+        groups.append(GroupPlan("generator", ("generator",), bundles, cpus, share, extra))
     return tuple(groups)
 
 
@@ -247,3 +286,38 @@ def _check_fit(config: ClusterConfig, placement: Placement, resources: Resources
             remedy="Lower cluster.cpus_per_worker (what Ray counts; cluster.threads is what torch uses), "
             "or set fewer workers.",
         )
+    for group in placement.groups:
+        need = placement.bundles[group.bundles[0]]
+        if resources.nodes and not any(_holds(node.has, need) for node in resources.nodes):
+            has = "; ".join(f"{node.name} {_told(node.has, need)}" for node in resources.nodes)
+            raise PlacementError(
+                f"A worker of the group {group.name!r} takes {_told(need, need)} of one node: no node has that.",
+                limit=f"There are {has}.",
+                remedy="Lower cluster.cpus_per_worker or generator.tensor_parallel, or name in cluster.resources what "
+                "nodes have.",
+            )
+
+
+def all_fit(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
+    """Whether the bundles go onto the nodes, each whole on one of them: the largest first, onto the fullest that can.
+
+    A yes is certain. A no may be wrong where only another order would do.
+    """
+    free = [dict(node.has) for node in nodes]
+    for need in sorted(bundles, key=lambda one: (one.get("GPU", 0.0), len(one), one.get("CPU", 0.0)), reverse=True):
+        able = [one for one in free if _holds(one, need)]
+        if not able:
+            return False
+        # What is scarce is kept for those that need it.
+        home = min(able, key=lambda one: (one.get("GPU", 0.0), len(one), one.get("CPU", 0.0)))
+        for kind, amount in need.items():
+            home[kind] -= amount
+    return True
+
+
+def _holds(has: Bundle, need: Bundle) -> bool:
+    return all(has.get(kind, 0.0) >= amount - 1e-9 for kind, amount in need.items())
+
+
+def _told(amounts: Bundle, kinds: Bundle) -> str:
+    return ", ".join(f"{amounts.get(kind, 0.0):g} {kind}" for kind in kinds)

@@ -15,6 +15,7 @@ import psutil
 import ray
 
 from cluster.leftovers import SESSION_PREFIX, clean_up_after_the_dead, disown, own, session_parent
+from cluster.nodes import nodes_there
 from cluster.placement import Resources
 from configs.schema import ClusterConfig
 from rlhf.errors import PlacementError
@@ -44,8 +45,7 @@ class RaySession:
     @property
     def resources(self) -> Resources:
         """What Ray counts now."""
-        total = ray.cluster_resources()
-        return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        return Resources.of(nodes_there())
 
     def __enter__(self) -> Self:
         handler = signal.getsignal(signal.SIGTERM)

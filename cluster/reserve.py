@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from typing import Literal
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from cluster.placement import Placement, workers_of
 from rlhf.errors import PlacementError
@@ -14,12 +21,17 @@ from rlhf.ports import Console
 TELL_S = 30.0  # while waiting, what is missing is said so often
 
 
-def reserve(placement: Placement, wait_s: float, console: Console) -> PlacementGroup:
+def reserve(
+    placement: Placement, wait_s: float, console: Console, strategy: Literal["pack", "spread"] = "pack"
+) -> PlacementGroup:
     """The placement group of all bundles, once the cluster has given them.
+
+    An autoscaler is asked by the placement group itself, which it sees as soon as it waits: unlike a request beside it,
+    that asks for nodes whole enough for each bundle, and ends with the group.
 
     Raises PlacementError after `wait_s`, saying which groups wait for which resources.
     """
-    home = placement_group(placement.bundles, strategy="PACK")
+    home = placement_group(placement.bundles, strategy=strategy.upper())
     deadline = time.monotonic() + wait_s
     while not home.wait(min(TELL_S, max(deadline - time.monotonic(), 0.0))):
         short = missing(placement)
@@ -38,10 +50,24 @@ def missing(placement: Placement) -> str:
     """What the bundles take against what the cluster has, in a sentence."""
     total, free = ray.cluster_resources(), ray.available_resources()
     parts: list[str] = []
-    for kind in ("CPU", "GPU"):
-        needs = [bundle.get(kind, 0.0) for bundle in placement.bundles]
+    bundles = placement.bundles
+    extra = sorted({kind for bundle in bundles for kind in bundle} - {"CPU", "GPU"})
+    for kind in ("CPU", "GPU", *extra):
+        needs = [bundle.get(kind, 0.0) for bundle in bundles]
         if not sum(needs):
             continue
         have = f"the cluster has {total.get(kind, 0.0):g}, of which {free.get(kind, 0.0):g} are free"
         parts.append(f"{sum(needs):g} {kind} (at most {max(needs):g} on one node; {have})")
     return " and ".join(parts) + "."
+
+
+def reservations() -> set[str]:
+    """The placement groups that this process's job has in Ray, by id."""
+    own = ray.get_runtime_context().get_job_id()  # which the id ends with
+    return {id for id, about in placement_group_table().items() if id.endswith(own) and about["state"] != "REMOVED"}
+
+
+def give_back(ids: Iterable[str]) -> None:
+    """Nothing; these placement groups are removed. Ray keeps one for its whole job, whatever became of its creator."""
+    for id in ids:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id))))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
-import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from cluster.console import StreamConsole
+from cluster.placement import Resources
 from cluster.planning import keep, planned
 from cluster.preflight import check_early, checked_prompts
+from cluster.running import Terminated
 from cluster.tracker import sync_command
 from cluster.workplace import Workplace, own_ray
 from configs.errors import ConfigError
@@ -28,15 +29,10 @@ from rlhf.summary import Places
 if TYPE_CHECKING:
     from cluster.ray_session import RaySession
     from cluster.tracker import WandbTracker
-    from rlhf.stages.context import Context
-    from rlhf.stages.model_context import Crew, ModelContext
+    from rlhf.stages.model_context import Crew
     from rlhf.store import RunStore
 
 OK, BUG, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
-
-
-class Terminated(BaseException):
-    """SIGTERM came. No Exception, so that nothing but the controller handles it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +52,18 @@ def run(
     session: RaySession | None = None,
     make_team: Callable[[Recipe, Console], AbstractContextManager[Team]] | None = None,
     make_crew: Callable[[Recipe, Console], AbstractContextManager[Crew]] | None = None,
+    look: Callable[[], Resources] | None = None,
 ) -> Outcome:
     """Runs the stages (those of the recipe, or `only` these) that the run store does not record as done.
 
     `accept` names keys of the recipe that may differ from those that the run was begun with. `session` is a Ray to work
-    on that is there already; without it one is started, or reached, for this run.
+    on that is there already; without it one is started, or reached, for this run. `look` says what the cluster has now,
+    for a team that `make_team` makes; without it a lost worker ends the run.
     What can be checked without the team is checked before it is built. Whatever happens, the team, Ray, the
     tracker and the store are closed, in this order. Raises TenfoldError.
     """
+    from cluster.replan_by_plan import planner_of
+    from cluster.stretches import Stretches
     from rlhf.kept_prompts import read_prompts, write_prompts
     from rlhf.stages.context import Context
     from rlhf.stages.model_context import ModelContext
@@ -95,9 +95,15 @@ def run(
         tracker: WandbTracker | None = None
         if making:
             tracker = begin(recipe, store, stale, console, stack)
-            with (make_crew or work.crew)(recipe, console) as crew, stopping_is_said(console):
-                for stage in making:
-                    run_stage(stage, 0, ModelContext(recipe, crew, store, tracker, console))
+            recipe = Stretches(
+                recipe,
+                store,
+                console,
+                open_team=make_crew or work.crew,
+                make_context=partial(ModelContext, store=store, tracker=tracker, console=console),
+                look=None if make_crew else work.look,
+                planner=planner_of(store.folder, makes_model=True),
+            ).run([step for step in todo if step[0] in MODEL_STAGES])
         if not aligning:
             return _outcome(store, stages, tracker)
         recipe = grounded(recipe, store)
@@ -108,11 +114,15 @@ def run(
                 write_prompts(store.folder, prompts)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
         placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in aligning)})
-        team = stack.enter_context((make_team or work.team)(placed, console))
-        stack.enter_context(stopping_is_said(console))
-        for stage, round in todo:
-            if stage not in MODEL_STAGES:
-                run_stage(stage, round, Context(recipe, team, store, chat, prompts, tracker, console, round))
+        Stretches(
+            placed,
+            store,
+            console,
+            open_team=make_team or work.team,
+            make_context=partial(Context, store=store, chat=chat, prompts=prompts, tracker=tracker, console=console),
+            look=look if make_team else work.look,
+            planner=planner_of(store.folder),
+        ).run([step for step in todo if step[0] not in MODEL_STAGES])
         return _outcome(store, stages, tracker)
 
 
@@ -141,17 +151,6 @@ def left_to_do(
             console.say(f"{label(*step)}: done before, skipped")
     # A round stands on the one before; where that is not done and not asked for, it cannot begin.
     return [step for step in todo if not step[1] or store.done("ppo", step[1] - 1) or ("ppo", step[1] - 1) in todo]
-
-
-def run_stage(stage: Stage, round: int, context: Context | ModelContext) -> None:
-    """Runs one stage and records it as done, with its time and the peak of the memory of all processes."""
-    from cluster.memory import PeakMemory
-
-    began = time.perf_counter()
-    with PeakMemory() as memory, context.store.events.around(stage, round, "stage"):
-        results = importlib.import_module(f"rlhf.stages.{stage}").run(context)
-    about = {"time_s": time.perf_counter() - began, "peak_memory_gib": memory.peak_gib}
-    context.store.finish(stage, results | about, round)
 
 
 def outdated(recipe: Recipe, store: RunStore, stages: Sequence[Stage], console: Console) -> set[Step]:
@@ -250,16 +249,6 @@ def termination_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def stopping_is_said(console: StreamConsole) -> Iterator[None]:
-    """Says that the run is being stopped, before the closing that takes a moment."""
-    try:
-        yield
-    except (KeyboardInterrupt, Terminated, SystemExit):
-        console.say("stopping: closing the team (once more to leave at once)")
-        raise
 
 
 def _outcome(store: RunStore, stages: Sequence[Stage], tracker: WandbTracker | None = None) -> Outcome:

@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster.group import Group
 from cluster.handles import CriticHandle, GeneratorHandle, Handle, PolicyHandle, ReferenceHandle, RewardHandle
+from cluster.nodes import nodes_there
 from cluster.placement import GroupPlan, Resources, Role, place
 from cluster.reserve import reserve
 from cluster.roles import FACTORIES
@@ -168,13 +169,15 @@ class RayTeam:
             self._groups[plan.name].ensure(role, self._factories[role], self._recipe)
         self._console.say(
             f"{role}: ready in {duration(time.monotonic() - began)}, {workers} of the group {plan.name!r}"
+            f"{_where(self._groups[plan.name])}"
         )
         return HANDLES[role](role, self._groups[plan.name], turn)
 
     def _reserve(self) -> PlacementGroup:
         with self._reserving:
             if self._home is None:
-                self._home = reserve(self.placement, self._recipe.cluster.wait_s, self._console)
+                config = self._recipe.cluster
+                self._home = reserve(self.placement, config.wait_s, self._console, config.strategy)
             return self._home
 
     def _switch(self, generates: bool) -> None:
@@ -186,3 +189,11 @@ class RayTeam:
                     group.free_cache()
         if isinstance(generator, GeneratorHandle):
             (generator.wake if generates else generator.sleep)()
+
+
+def _where(group: Group) -> str:
+    """The nodes of its workers, where there is more than one to be on."""
+    names = {node.address: node.name for node in nodes_there()}
+    if len(names) < 2:
+        return ""
+    return f" on {', '.join(sorted({names.get(seat.host, seat.host) for seat in group.seats}))}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import psutil
+
+from cluster.interfaces import tell_gloo
 
 # Torch is imported late: it reads the number of threads from the environment, which `set_up` writes.
 
@@ -97,9 +98,7 @@ class Worker:
 
         host, port = address
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-        interface = _interface_of(self._host)
-        if interface:  # else gloo asks what the host's name resolves to, which may be 127.0.1.1
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        tell_gloo(self._host)
         timeout = timedelta(seconds=timeout_s)
         if self._store is None:
             self._store = TCPStore(host, port, self.world_size, False, timeout)
@@ -161,13 +160,3 @@ def _close(role: Any) -> None:
     shutdown = getattr(role, "shutdown", None)  # only what holds more than memory has one
     if shutdown is not None:
         shutdown()
-
-
-def _interface_of(host: str) -> str | None:
-    """The network interface that has this address."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(
-            address.family in (socket.AF_INET, socket.AF_INET6) and address.address == host for address in addresses
-        ):
-            return name
-    return None

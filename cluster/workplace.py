@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from cluster.placement import Resources
 from configs.schema import Recipe
 from rlhf.ports import Console, Team
 
@@ -31,6 +32,10 @@ class Workplace:
         if self._session is None:
             self._session = self._stack.enter_context(own_ray(self._recipe, self._console))
         return self._session
+
+    def look(self) -> Resources:
+        """What the cluster has now."""
+        return self.session.resources
 
     @contextmanager
     def team(self, recipe: Recipe, console: Console) -> Iterator[Team]:

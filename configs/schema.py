@@ -12,7 +12,7 @@ from configs.desk import MOST_RANKED, DeskConfig
 from configs.model_stages import PretrainConfig, SFTConfig
 from configs.ppo import PPOConfig
 from configs.scores import ScoreServerConfig, ScoreSource, is_address
-from configs.section import Dtype, Name, OptimizerConfig, Positive, Section, Share
+from configs.section import Amount, Dtype, Name, OptimizerConfig, Positive, Section, Share
 
 Stage = Literal["pretrain", "sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[Stage, ...] = ("pretrain", "sft", "sample", "rank", "reward", "ppo", "evaluate")
@@ -161,9 +161,30 @@ class ClusterConfig(Section):
     workers: dict[GroupName, Positive] = Field(default_factory=dict[GroupName, int])
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.25  # what Ray counts
     threads: Positive | None = None  # what torch uses, per worker; None: the cores of the machine
+    # What else each worker of a group takes of its node, so that the group goes where that is: {generator: {L40S: 1}}
+    resources: dict[GroupName, dict[str, Amount]] = Field(default_factory=dict[GroupName, dict[str, float]])
+    strategy: Literal["pack", "spread"] = "pack"  # workers on as few nodes as can be, or on as many
+    autoscale: bool = False  # the cluster at `address` starts nodes when it is asked: what it lacks now is waited for
     wait_s: Positive = 300  # for resources and for an actor to start
     call_s: Positive = 3600  # for one call
-    max_failures: Annotated[int, Field(ge=0)] = 3  # how often dead workers of pretrain and sft are started again
+    max_failures: Annotated[int, Field(ge=0)] = 3  # how often lost workers are started again, with no progress between
+
+    @model_validator(mode="after")
+    def _resources_agree(self) -> Self:
+        for name, wanted in self.resources.items():
+            for kind in wanted:
+                if kind.upper() in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY"):
+                    raise ValueError(
+                        f"resources.{name}.{kind}: name a custom resource of the nodes; CPUs are cpus_per_worker, GPUs "
+                        "follow from placement"
+                    )
+        if self.autoscale and self.address is None:
+            raise ValueError("autoscale without address: a Ray of our own has this machine only; set address")
+        if self.autoscale and self.gpus == "auto":
+            raise ValueError(
+                "autoscale with gpus=auto: it is not known how many GPUs will come; set gpus to a number (0 for none)"
+            )
+        return self
 
 
 class TrackerConfig(Section):

@@ -32,6 +32,7 @@ MAY_DIFFER = (
 )
 # How the work is cut up: results are the same but for their last bits, so that journaled steps stay of use.
 ONLY_BITS = ("cluster.", "learner.")
+OF_SIZE = ("cluster", "learner", "generator")  # the sections that hang on how many GPUs there are
 # What all that a run holds is made of: another value is another run.
 NEVER = ("seed", "data.", "sampling.n", "lora.", "adapter", "pretrain.", "sft.")
 
@@ -123,6 +124,14 @@ def take_change(folder: Path, manifest: Manifest, change: Change) -> None:
     if change.lines:
         manifest["accepted"].append({"when": now(), "differences": list(change.lines)})
     record(folder, manifest)
+
+
+def resize(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
+    """Gives the run what `recipe` says of its size, and of how the work is cut up for it; all else stays."""
+    before = load_recipe(folder / RECIPE)
+    after = before.model_copy(update={section: getattr(recipe, section) for section in OF_SIZE})
+    change = Change(after, tuple(difference(before, after)), manifest["base"], manifest.get("adapter"))
+    take_change(folder, manifest, change)
 
 
 def read_manifest(folder: Path) -> Manifest:

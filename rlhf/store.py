@@ -25,7 +25,18 @@ from rlhf.events import Events
 from rlhf.journal import Journal, group_from_row, group_to_row
 from rlhf.kept_roles import read_role, write_role
 from rlhf.lock import take_lock
-from rlhf.manifest import JOURNALS, Change, Manifest, end_session, now, open_manifest, record, session, take_change
+from rlhf.manifest import (
+    JOURNALS,
+    Change,
+    Manifest,
+    end_session,
+    now,
+    open_manifest,
+    record,
+    resize,
+    session,
+    take_change,
+)
 from rlhf.rankings_db import RankingsDB
 from rlhf.records import Adapter, AnswerGroup, Ranking, RoleState
 from rlhf.rounds import key
@@ -114,6 +125,10 @@ class RunStore:
         if change.lines:
             told = [f"  {line}" for line in change.lines]
             self._warn("\n".join(["From here on the run has another recipe:", *told]))
+
+    def resize(self, recipe: Recipe) -> None:
+        """Makes what this recipe says of the run's size the run's own."""
+        resize(self.folder, self._manifest, recipe)
 
     def close(self, error: BaseException | None = None) -> None:
         """Commits what is being saved and lets another process open the run; `error` is what ended this session."""
@@ -283,6 +298,17 @@ class RunStore:
             return 0.0
         self._saver.wait()
         return self._saver.seconds
+
+    @property
+    def progress(self) -> str:
+        """How far the run is: another text after a stage or a checkpoint was committed."""
+        return to_json([sorted(self._manifest["stages"]), self._manifest["checkpoints"]]).decode()
+
+    def rewind(self) -> None:
+        """Commits what can be; the stage that was broken off can then be begun again, as in a new process."""
+        self.settle()
+        self._metrics.sync()
+        self._steps.clear()  # read again, they hold what was finished
 
     def load_checkpoint(self, stage: str) -> Checkpoint | None:
         """(step, states, values) of the newest whole checkpoint, or None. Passing over a damaged one is said."""

@@ -88,7 +88,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 USE_ENGINES_HERE = (
     *(
         f"tests/cluster/test_{name}.py"
-        for name in ("crew", "end_to_end", "group", "model_stages", "resume", "serve", "team")
+        for name in (
+            *("crew", "end_to_end", "group", "model_stages", "reserve", "resume", "scale_on_ray", "serve", "team"),
+        )
     ),
     "tests/actors/test_generator.py",
 )

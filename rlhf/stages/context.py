@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.schema import Recipe
@@ -11,6 +12,15 @@ from rlhf.errors import StoreError
 from rlhf.ports import Console, Team, Tracker
 from rlhf.records import RoleState, Sampling
 from rlhf.store import RunStore
+
+
+class StageLeft(Exception):
+    """A stage was asked to leave, and left between two steps with everything committed. Run again, it goes on."""
+
+
+def stay() -> bool:
+    """False: nobody asks the stage to leave."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +35,7 @@ class Context:
     tracker: Tracker
     console: Console
     round: int = 0  # of `rounds`: each has answers, rankings, a reward model and steps of PPO of its own
+    is_to_leave: Callable[[], bool] = stay  # asked between two steps; then the stage commits and raises StageLeft
 
     @property
     def ppo_steps(self) -> range:

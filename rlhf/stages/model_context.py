@@ -12,6 +12,7 @@ from configs.schema import Recipe
 from rlhf.errors import StoreError
 from rlhf.lineage import base_of
 from rlhf.ports import Console, Tracker
+from rlhf.stages.context import StageLeft, stay
 from rlhf.store import RunStore
 from rlhf.training import Job, Report, Samples
 
@@ -28,6 +29,10 @@ class Crew(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """Lets the workers save after the step that they are at, and leave, so that `train` returns. From `heard`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ModelContext:
@@ -38,6 +43,8 @@ class ModelContext:
     store: RunStore
     tracker: Tracker
     console: Console
+    round: int = 0  # of none: a model is made once
+    is_to_leave: Callable[[], bool] = stay  # asked between two steps
 
     @property
     def base(self) -> Path:
@@ -60,14 +67,17 @@ class Followed:
 
 
 def follow(context: ModelContext, job: Job, headline: str) -> Followed:
-    """What was heard of the job, once it is done; `headline` names the figure that the console shows."""
+    """What was heard of the job, once it is done; `headline` names the figure that the console shows.
+
+    Raises StageLeft once the workers have saved, where the stage is to leave before.
+    """
     followed, stage = Followed(), job.stage
     context.store.open_checkpoints(stage)
     with context.console.task(stage, total=job.num_steps, unit="steps") as task:
-        at = 0
+        at, leaves = 0, False
 
         def heard(report: Report) -> None:
-            nonlocal at
+            nonlocal at, leaves
             if report.kind == "start":
                 context.store.cut_metrics(stage, report.step)
                 known = {row["step"] for row in context.store.metrics(stage)}
@@ -86,6 +96,9 @@ def follow(context: ModelContext, job: Job, headline: str) -> Followed:
                 loss = report.metrics.get(f"{stage}/{headline}", math.nan)
                 task.advance(report.step - at, f"{headline} {loss:.3f}, {speed:.0f} tokens/s")
                 at = report.step
+                if not leaves and at < job.num_steps and context.is_to_leave():
+                    leaves = True
+                    context.crew.stop()
             elif report.kind == "saved":
                 context.store.adopt_checkpoint(stage, report.step)
             elif report.kind == "warning":
@@ -94,6 +107,8 @@ def follow(context: ModelContext, job: Job, headline: str) -> Followed:
                 followed.is_written = True
 
         context.crew.train(job, heard)
+    if leaves and not followed.is_written:
+        raise StageLeft
     return followed
 
 

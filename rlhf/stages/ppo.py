@@ -15,7 +15,7 @@ from rlhf.ports import Reference, Scorer
 from rlhf.records import AnswerGroup, RoleState, Rollout
 from rlhf.rollout import make_rollout, needs_old_logprobs, needs_ref_logprobs, penalised_scores, rank_groups
 from rlhf.stages.answers import Answers
-from rlhf.stages.context import Context
+from rlhf.stages.context import Context, StageLeft
 from rlhf.stages.evaluate import InLoop
 from rlhf.step_journal import StepJournal
 from rlhf.sync import sync
@@ -67,7 +67,9 @@ def run(context: Context) -> dict[str, object]:
             metrics |= answers.metrics | phase.metrics() | saving | team.stats()
             context.tracker.log("ppo", step + 1, metrics)
             context.tracker.table("ppo", step + 1, "completions", COLUMNS, table(context, rollout))
-            if (step + 1) % config.save_every == 0 or step + 1 == end:
+            is_last = step + 1 == end
+            leaves = not is_last and context.is_to_leave()
+            if (step + 1) % config.save_every == 0 or is_last or leaves:
                 # After the metrics: a step that a checkpoint counts as done has its row.
                 with phase("save"):
                     store.save_checkpoint("ppo", step + 1, states(context, answers), values(answers, controller))
@@ -76,6 +78,9 @@ def run(context: Context) -> dict[str, object]:
             task.advance(
                 1, f"score {metrics['objective/scores']:+.2f}, length {metrics['completions/mean_length']:.0f}"
             )
+            if leaves:
+                store.settle()
+                raise StageLeft
     store.settle()
     store.save_role("policy", team.policy.state())
     store.save_adapter("policy", team.policy.adapter())

@@ -15,7 +15,7 @@ from rlhf.phases import Phases
 from rlhf.rankings import kendall_tau_b, pairwise_accuracy
 from rlhf.records import AnswerGroup, Ranking
 from rlhf.seeds import shuffle_seed
-from rlhf.stages.context import Context
+from rlhf.stages.context import Context, StageLeft
 from rlhf.statistics import bootstrap_interval
 
 Ranked = tuple[AnswerGroup, Ranking]
@@ -70,11 +70,15 @@ def fit(context: Context, train: Sequence[Ranked]) -> int:
                 metrics = reward.fit([group for group, _ in batch], [ranking for _, ranking in batch])
             metrics |= {"reward/epoch": epoch + number / num_batches} | phase.metrics() | saving
             context.tracker.log("reward", step + 1, metrics)
-            if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
+            leaves = step + 1 < num_steps and context.is_to_leave()
+            if leaves or ((step + 1) % config.save_every == 0 and step + 1 < num_steps):
                 with phase("save"):
                     store.save_checkpoint("reward", step + 1, {"reward": reward.state()}, {"num_steps": num_steps})
             saving = {"time/save": phase.seconds.get("save", 0.0), "time/save_beside": store.settle(wait=False)}
             task.advance(1, f"loss {metrics.get('reward/loss', float('nan')):.3f}")
+            if leaves:
+                store.settle()
+                raise StageLeft
     store.settle()
     return num_steps
 

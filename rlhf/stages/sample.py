@@ -9,7 +9,7 @@ from rlhf.adapters import starting_adapter
 from rlhf.errors import StoreError
 from rlhf.records import Adapter, AnswerGroup, Prompt
 from rlhf.seeds import request_seed
-from rlhf.stages.context import Context
+from rlhf.stages.context import Context, StageLeft
 from rlhf.stages.people import put_on_desk
 
 
@@ -44,6 +44,8 @@ def run(context: Context) -> dict[str, object]:
                     put_on_desk(context, kept)  # people can begin while the rest is sampled
                 num_tokens += _num_tokens(groups)
                 task.advance(len(new))
+                if context.is_to_leave():
+                    raise StageLeft
     elapsed = time.perf_counter() - began
     if for_people:
         put_on_desk(context, context.store.groups("sample", round))

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from cluster.console import LineConsole
 from cluster.ray_session import RaySession
 from cluster.run import run
-from configs.load import absolute, dump_recipe
+from cluster.scale import answer_to, ask, parse
+from configs.load import absolute, dump_recipe, load_recipe
 from configs.schema import Recipe
 from rlhf.errors import DataError, PlacementError
 from rlhf.store import RunStore
@@ -135,6 +136,27 @@ def test_two_workers_give_the_losses_of_one(go: Go, undisturbed: Path, tmp_path:
         assert mine.pop("stage") == theirs.pop("stage") and mine == pytest.approx(theirs, rel=1e-4)
     ours, plain = (load_file(folder / "models" / "base" / "model.safetensors") for folder in (both, undisturbed))
     assert all(float((ours[name] - plain[name]).abs().max()) < 1e-4 for name in plain)
+
+
+def test_a_run_scaled_to_two_workers_gives_the_losses_of_one(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.crew.LOOK_S", 0.02)
+    steps = {"num_steps": 40, "save_every": 100, "evaluate_every": 20}
+    plain = go(recipe(tmp_path, "plain", **steps))
+    folder, request = tmp_path / "runs" / "scaled", parse(None, "2")
+
+    def at(step: int) -> None:
+        if step == 1:
+            ask(folder, request)
+
+    scaled = go(recipe(tmp_path, "scaled", **steps), at)
+    assert answer_to(request, folder) == ("taken", "")
+    assert load_recipe(folder / "recipe.yaml").cluster.workers == {"trainer": 2}
+    for mine, theirs in zip(curve(scaled), curve(plain), strict=True):
+        assert mine.pop("stage") == theirs.pop("stage") and mine == pytest.approx(theirs, rel=1e-3)
+    ours, theirs = (load_file(run / "models" / "base" / "model.safetensors") for run in (scaled, plain))
+    assert all(float((ours[name] - theirs[name]).abs().max()) < 1e-3 for name in theirs)
 
 
 def test_what_a_worker_finds_wrong_is_told_once_and_not_tried_again(go: Go, undisturbed: Path, tmp_path: Path) -> None:

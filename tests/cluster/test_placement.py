@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.placement import Placement, Resources, needed_roles, place, place_crew
+from cluster.placement import Node, Placement, Resources, all_fit, needed_roles, place, place_crew
 from configs.schema import Recipe
 from rlhf.errors import PlacementError
 from tests.recipes import tiny_recipe
@@ -197,3 +197,63 @@ def test_generation_cannot_overlap_with_training_on_the_same_gpus(recipe: Any) -
     assert place(recipe(**ahead), CPU).overlaps  # two processes on CPUs
     assert place(recipe(**ahead, cluster={"placement": "separate"}), Resources(cpus=16, gpus=5)).overlaps
     assert not place(recipe(**ahead, stages=["sample", "evaluate"]), Resources(cpus=16, gpus=1)).overlaps
+
+
+def test_without_gpus_a_generator_need_not_be_where_a_trainer_is(recipe: Any) -> None:
+    placement = place(recipe(cluster={"workers": {"trainer": 2, "generator": 2}}), CPU)
+    assert [group.bundles for group in placement.groups] == [(0, 1), (2, 3)]
+    assert placement.bundles == [{"CPU": 0.25}] * 4
+
+
+def test_workers_take_what_pins_them_to_a_node(recipe: Any) -> None:
+    pinned = recipe(cluster={"workers": {"trainer": 2}, "resources": {"trainer": {"fast": 0.5}, "generator": {"b": 1}}})
+    assert place(pinned, CPU).bundles == [{"CPU": 0.25, "fast": 0.5}] * 2 + [{"CPU": 0.25, "b": 1}]
+
+
+def test_groups_on_the_same_gpu_take_both_what_pins_them(recipe: Any) -> None:
+    pinned = recipe(cluster={"resources": {"trainer": {"fast": 0.5}, "generator": {"fast": 0.25}}})
+    assert place(pinned, Resources(cpus=16, gpus=1)).bundles == [{"CPU": 0.5, "GPU": 1.0, "fast": 0.75}]
+
+
+def test_resources_of_a_group_that_the_placement_has_not_are_refused(recipe: Any) -> None:
+    with pytest.raises(PlacementError, match=r"cluster\.resources\.critic=.*there is no such group") as caught:
+        place(recipe(cluster={"resources": {"critic": {"fast": 1}}}), CPU)
+    assert "cluster.resources.trainer" in caught.value.remedy
+
+
+def node(name: str, **has: float) -> Node:
+    return Node(name, f"10.0.0.{ord(name[0])}", has)
+
+
+def test_a_worker_that_no_node_can_hold_is_refused_with_what_the_nodes_have(recipe: Any) -> None:
+    wide = recipe(cluster={"placement": "separate"}, stages=["sample"], generator={"tensor_parallel": 4})
+    with pytest.raises(PlacementError, match=r"the group 'generator' takes 1 CPU, 4 GPU of one node") as caught:
+        place(wide, Resources.of([node("a", CPU=8, GPU=2), node("b", CPU=8, GPU=2)]))
+    assert caught.value.limit == "There are a 8 CPU, 2 GPU; b 8 CPU, 2 GPU."
+
+
+def test_a_resource_that_no_node_has_is_refused(recipe: Any) -> None:
+    pinned = recipe(cluster={"resources": {"generator": {"L40S": 1}}})
+    with pytest.raises(PlacementError, match=r"takes 0\.25 CPU, 1 L40S of one node"):
+        place(pinned, Resources.of([node("a", CPU=8)]))
+
+
+def test_what_an_autoscaling_cluster_has_now_refuses_nothing(recipe: Any) -> None:
+    grows = recipe(cluster={"address": "h:6379", "autoscale": True, "gpus": 4})
+    placement = place(grows, Resources.of([node("a", CPU=1)]))
+    assert placement.bundles == [{"CPU": 0.5, "GPU": 1.0}] * 4
+
+
+@pytest.mark.parametrize(
+    ("bundles", "fits"),
+    [
+        ([{"CPU": 2}, {"CPU": 2}], True),
+        ([{"CPU": 3}], False),  # there are four, but on two nodes
+        ([{"CPU": 1}, {"CPU": 1, "fast": 1}, {"CPU": 1, "fast": 1}, {"CPU": 1}], True),
+        ([{"CPU": 1, "fast": 1}] * 3, False),
+        ([{"CPU": 1}] * 2 + [{"CPU": 2, "fast": 1}], True),  # the first two leave the node with `fast` alone
+        ([], True),
+    ],
+)
+def test_bundles_go_whole_onto_nodes(bundles: list[dict[str, float]], fits: bool) -> None:
+    assert all_fit(bundles, [node("a", CPU=2), node("b", CPU=2, fast=2)]) is fits

@@ -159,3 +159,11 @@ def test_a_desk_database_with_a_password_or_of_another_kind_is_refused_without_s
 def test_rounds_need_the_stages_that_they_repeat():
     assert "stages lacks rank, reward" in refusal(rounds=2, stages=["sample", "ppo"])
     Recipe.model_validate(BASE | {"rounds": 2, "stages": ["sample", "rank", "reward", "ppo"]})
+
+
+def test_what_a_cluster_cannot_do_is_refused():
+    assert "cpus_per_worker" in refusal(cluster={"resources": {"generator": {"CPU": 1}}})
+    assert "greater than 0" in refusal(cluster={"resources": {"generator": {"fast": 0}}})
+    assert "set address" in refusal(cluster={"autoscale": True, "gpus": 0})
+    assert "set gpus to a number" in refusal(cluster={"autoscale": True, "address": "h:6379"})
+    Recipe.model_validate(BASE | {"cluster": {"autoscale": True, "address": "h:6379", "gpus": 8}})

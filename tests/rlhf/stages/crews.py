@@ -15,9 +15,10 @@ from tests.fakes import ListTracker, SilentConsole
 
 
 class AskedCrew:
-    """Reports one step of each job, and that the model is written."""
+    """Reports one step of each job and, unless it was stopped there, that the model is written."""
 
     def __init__(self) -> None:
+        self.is_stopped = False
         self.jobs: list[Job] = []
         self.figures: dict[str, float] = {}
 
@@ -25,7 +26,13 @@ class AskedCrew:
         self.jobs.append(job)
         heard(Report("start", 0))
         heard(Report("row", 1, self.figures, samples=[("once", "upon a time")]))
-        heard(Report("written", 1))
+        if self.is_stopped:
+            heard(Report("saved", 1))
+        else:
+            heard(Report("written", 1))
+
+    def stop(self) -> None:
+        self.is_stopped = True
 
 
 @contextmanager

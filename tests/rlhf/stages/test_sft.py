@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from configs.load import make_recipe
 from rlhf.chat import ChatTokenizer
 from rlhf.errors import DataError, ModelError, RecipeError, StoreError
 from rlhf.stages import sft
+from rlhf.stages.context import StageLeft
 from tests.rlhf.stages.crews import model_context, recipe_of
 from tests.tiny import make_tiny_model
 
@@ -82,6 +84,17 @@ def test_epochs_and_batches_make_the_steps(model: Path, pairs: Path):
     with model_context(recipe(model, pairs, epochs=3)) as (context, crew):
         results = sft.run(context)
     assert crew.jobs[0].num_steps == results["num_steps"] == 3 * -(-results["num_texts"] // 4)  # type: ignore[operator]
+
+
+def test_a_stage_that_is_asked_to_leave_has_saved_and_is_not_done(model: Path, pairs: Path):
+    with model_context(recipe(model, pairs, epochs=2)) as (context, crew):
+        leaving = replace(context, is_to_leave=lambda: True)
+        with pytest.raises(StageLeft):
+            sft.run(leaving)
+        assert crew.is_stopped and len(crew.jobs) == 1
+        crew.is_stopped = False
+        sft.run(context)
+        assert len(crew.jobs) == 2
 
 
 def test_held_out_prompts_are_answered_for_people_to_see(model: Path, pairs: Path):

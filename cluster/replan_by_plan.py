@@ -1,0 +1,105 @@
+"""Another size for a run whose settings `tenfold plan` chose: it is planned anew for what there is now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.placement import Resources
+from cluster.planning import PLAN
+from cluster.replan import OwnPlacement, Planner, Size
+from configs.schema import Recipe
+from rlhf.errors import ModelError, PlacementError
+
+if TYPE_CHECKING:
+    from cluster.plan.budget import Budget
+
+# What a run keeps if it can: another ZeRO stage or placement is restored too, but reads and moves more.
+KEPT = frozenset({"cluster.placement", "learner.zero_stage", "generator.tensor_parallel"})
+OF_SIZE = frozenset({"cluster.gpus", "cluster.workers"})
+
+
+def planner_of(folder: Path, *, makes_model: bool = False) -> Planner:
+    """The planner of the run in `folder`: by its plan, where it was planned for GPUs; else the recipe's own placement.
+
+    `makes_model`: it is the workers of `pretrain` and `sft` that are to fit, not those of the roles.
+    """
+    from cluster.plan.budget import Budget
+    from cluster.plan.devices import find_device
+
+    own = OwnPlacement(makes_model=makes_model)
+    try:
+        kept = json.loads((folder / PLAN).read_bytes())
+        about = kept["budget"]
+        if not about["gpus"]:
+            return own
+        device = find_device(about["device"], about["label_gb"])
+        return ByPlan(Budget(about["gpus"], about["gpus_per_node"], device), kept["chosen"], own)
+    except (OSError, ValueError, KeyError, TypeError, PlacementError):
+        return own  # it was not planned
+
+
+class ByPlan:
+    """Plans again for another number of the same GPUs; what people fixed in the recipe stays, and the global batch."""
+
+    def __init__(self, budget: Budget, chosen: Collection[str], own: OwnPlacement) -> None:
+        """`budget`: that the run began with. `chosen`: the keys that its plan set."""
+        self._budget, self._chosen, self._own = budget, frozenset(chosen), own
+
+    def narrowed(self, recipe: Recipe, left: Resources) -> Recipe:
+        """The recipe itself where it still has a place, else the plan for the GPUs that are left."""
+        asked = recipe.cluster.gpus
+        assert asked != "auto", "settled when the team was built"
+        if not asked:
+            return self._own.narrowed(recipe, left)
+        try:
+            self._own.check(recipe, left)
+        except PlacementError:
+            if left.gpus < 1:
+                raise
+            return self._planned(recipe, min(asked, int(left.gpus)), left, OF_SIZE)
+        return recipe
+
+    def scaled(self, recipe: Recipe, size: Size, there: Resources | None) -> Recipe:
+        """The plan for so many GPUs, or for the workers that are asked for."""
+        if size.gpus is None:
+            wider = self._own.scaled(recipe, size, there)
+            return self._planned(wider, self._most(wider, there), there, frozenset({"cluster.gpus"}))
+        if there is not None and there.gpus < size.gpus and not recipe.cluster.autoscale:
+            return self._own.scaled(recipe, size, there)  # says how many are missing
+        return self._planned(recipe, size.gpus, there, OF_SIZE)
+
+    def _planned(self, recipe: Recipe, num_gpus: int, room: Resources | None, of_size: frozenset[str]) -> Recipe:
+        """What `plan` makes of the recipe, with as few of the run's settings changed as can be."""
+        from cluster.plan.remedies import explained
+        from cluster.plan.search import Plan, plan
+        from cluster.plan.shape import shape_of
+        from cluster.plan.work import opened
+
+        try:
+            shape = shape_of(recipe)
+        except ModelError:  # not a layout that can be counted
+            return self._own.scaled(recipe, Size(gpus=num_gpus), room)
+        free = self._chosen - {"cluster.gpus", "cluster.workers"}
+        found = None
+        for keys in (free - KEPT | of_size, free | of_size):
+            found = plan(opened(recipe, keys), shape, self._sized(num_gpus, room))
+            if isinstance(found, Plan):
+                if room is not None:
+                    self._own.check(found.recipe, room)
+                return found.recipe
+        assert found is not None and not isinstance(found, Plan)
+        raise explained(found)
+
+    def _sized(self, num_gpus: int, room: Resources | None) -> Budget:
+        per_node = [int(node.has.get("GPU", 0)) for node in (room.nodes if room else ())]
+        fewest = min((number for number in per_node if number), default=self._budget.gpus_per_node)
+        return replace(self._budget, num_gpus=num_gpus, gpus_per_node=fewest)
+
+    def _most(self, recipe: Recipe, there: Resources | None) -> int:
+        if there is not None:
+            return int(there.gpus)
+        return self._budget.num_gpus if recipe.cluster.gpus == "auto" else recipe.cluster.gpus
