@@ -62,9 +62,7 @@ def fit(context: Context, train: Sequence[Ranked]) -> int:
         for step in range(start, num_steps):
             epoch, number = divmod(step - before, num_batches)
             where = (epoch, round) if round else (epoch,)
-            order = random.Random(shuffle_seed(context.recipe.seed, "reward", *where)).sample(train, len(train))
-            # Batches of nearly equal size: none is left with a single group at the end of an epoch.
-            batch = order[number * len(order) // num_batches : (number + 1) * len(order) // num_batches]
+            batch = batches(train, num_batches, context.recipe.seed, *where)[number]
             phase = Phases(task, store.events, "reward", step)
             with phase("fit"):
                 metrics = reward.fit([group for group, _ in batch], [ranking for _, ranking in batch])
@@ -77,6 +75,15 @@ def fit(context: Context, train: Sequence[Ranked]) -> int:
             task.advance(1, f"loss {metrics.get('reward/loss', float('nan')):.3f}")
     store.settle()
     return num_steps
+
+
+def batches(train: Sequence[Ranked], num: int, seed: int, *where: int) -> list[list[Ranked]]:
+    """All groups once, in an order that hangs on the seed and on `where` (the epoch), as `num` batches.
+
+    They are of nearly equal size: none is left with a single group at the end of an epoch.
+    """
+    order = random.Random(shuffle_seed(seed, "reward", *where)).sample(train, len(train))
+    return [order[number * len(order) // num : (number + 1) * len(order) // num] for number in range(num)]
 
 
 def restore(context: Context, before: int) -> int:
