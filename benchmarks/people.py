@@ -203,7 +203,7 @@ def _settings(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
         "max_answer_tokens": given.max_answer_tokens,
         "lora": recipe.lora.model_dump(mode="json"),
         "dtype": recipe.model.dtype,
-        "reward": recipe.reward.model_dump(mode="json", exclude={"loss"}),
+        "reward": recipe.reward.model_dump(mode="json", exclude={"loss", "rankings"}),
     }
 
 
