@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from cluster.runs import find_run
 from rlhf.desk.desk import open_desk
+from rlhf.desk.exchange import rows_of_file
 from rlhf.disk import write_file
 from rlhf.errors import DataError
-from rlhf.files import jsonl_rows
 
 
 def export_rankings(run: str, to: Path, *, pairs: bool, round: int | None) -> dict[str, object]:
@@ -38,13 +36,4 @@ def import_rankings(run: str, source: Path, *, by: str, round: int) -> dict[str,
     Raises TenfoldError: no such run or file, a row that cannot be used.
     """
     with open_desk(find_run(run)) as desk:
-        return {"file": str(source), "num_rankings": desk.import_rows(_rows(source), by, round)}
-
-
-def _rows(source: Path) -> Iterator[Mapping[str, Any]]:
-    for where, row in jsonl_rows(source):
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{source}, {where} is no object.", remedy='A row is {"prompt": ..., "answers": [...], ...}.'
-            )
-        yield row
+        return {"file": str(source), "num_rankings": desk.import_rows(rows_of_file(source), by, round)}

@@ -73,7 +73,7 @@ def map_paths(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
     sources = (prompts,) if isinstance(prompts, str) else prompts
     found = tuple(change("data.prompts", source) for source in sources)
     text, mirror = recipe.evaluate.text, recipe.checkpoints.mirror
-    guidelines = recipe.desk.guidelines
+    guidelines, rankings = recipe.desk.guidelines, recipe.reward.rankings
     pretrain, sft = recipe.pretrain, recipe.sft
 
     def moved(source: _Source, key: str) -> _Source:
@@ -94,6 +94,7 @@ def map_paths(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
             "data": recipe.data.model_copy(update={"prompts": found[0] if isinstance(prompts, str) else found}),
             "evaluate": recipe.evaluate.model_copy(update={"text": text and change("evaluate.text", text)}),
             "desk": recipe.desk.model_copy(update={"guidelines": guidelines and change("desk.guidelines", guidelines)}),
+            "reward": recipe.reward.model_copy(update={"rankings": rankings and change("reward.rankings", rankings)}),
             "checkpoints": recipe.checkpoints.model_copy(
                 update={"mirror": mirror and change("checkpoints.mirror", mirror)}
             ),

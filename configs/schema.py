@@ -114,6 +114,7 @@ class RewardConfig(Section):
     """The reward model, trained on rankings."""
 
     loss: Literal["plackett_luce", "all_pairs"] = "plackett_luce"
+    rankings: str | None = None  # a JSONL file of people's rankings, learned beside the run's own or without any
     epochs: Positive = 1
     groups_per_batch: Positive = 8
     held_out: Share = 0.2  # of the ranked groups, for accuracy and Kendall's tau

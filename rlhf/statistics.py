@@ -40,6 +40,34 @@ def bootstrap_interval(per_prompt: torch.Tensor, num: int, seed: int, level: flo
     return _quantile(means, (1 - level) / 2), _quantile(means, (1 + level) / 2)
 
 
+def bootstrap_ratio(
+    part: torch.Tensor, whole: torch.Tensor, num: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Low and high end of the interval of Σ part / Σ whole, where what hangs together is drawn together.
+
+    The percentile bootstrap of `bootstrap_interval`, over clusters: one that is drawn brings all that it has (Davison
+    and Hinkley 1997, chapter 3.8). One in which `whole` is 0 changes nothing.
+
+    Args:
+        part: [G], one number per cluster: pairs that are right, say.
+        whole: [G], what it is a part of: all pairs.
+        num: resamples.
+        seed: the same seed gives the same interval.
+        level: of confidence.
+    """
+    assert part.shape == whole.shape and part.ndim == 1, f"{tuple(part.shape)} against {tuple(whole.shape)}"
+    told = whole > 0
+    parts, wholes = part[told].cpu().double(), whole[told].cpu().double()
+    assert len(wholes) > 0, "there is a whole to be part of"
+    generator = torch.Generator().manual_seed(seed)
+    ratios = list[torch.Tensor]()
+    for _ in range(num):
+        drawn = _draw(len(wholes), generator)
+        ratios.append(parts[drawn].sum() / wholes[drawn].sum())
+    ordered = torch.stack(ratios).sort().values
+    return _quantile(ordered, (1 - level) / 2), _quantile(ordered, (1 + level) / 2)
+
+
 def _draw(num: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(num, (num,), generator=generator)
 

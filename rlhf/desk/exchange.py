@@ -17,12 +17,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from configs.desk import MOST_RANKED
 from rlhf.desk.records import Consensus, Item, Submission, Verdict
 from rlhf.desk.rows import verdict_from_plain, verdict_to_plain
 from rlhf.errors import DataError
+from rlhf.files import jsonl_rows
 from rlhf.records import Message
 
 Row = Mapping[str, Any]
@@ -67,6 +69,16 @@ def pairs_of(item: Item, consensus: Consensus) -> Iterator[dict[str, Any]]:
                 "chosen": [{"role": "assistant", "content": item.answers[chosen]}],
                 "rejected": [{"role": "assistant", "content": item.answers[rejected]}],
             }
+
+
+def rows_of_file(source: Path) -> Iterator[Row]:
+    """The rows of a JSONL file. Raises DataError: no such file, a line that is no object."""
+    for where, row in jsonl_rows(source):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{source}, {where} is no object.", remedy='A row is {"prompt": ..., "answers": [...], ...}.'
+            )
+        yield cast(Row, row)
 
 
 def read_rows(rows: Iterable[Row], by: str) -> list[Taken]:

@@ -1,17 +1,25 @@
-"""People rank: groups are put on the desk, and the stage waits until they are ranked, while it holds no GPU."""
+"""People rank: groups are put on the desk, and the stage waits until they are ranked, while it holds no GPU.
+
+Rankings that people made elsewhere come to the desk by a file.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from rlhf.desk.desk import Desk, open_desk
-from rlhf.desk.records import Agreement, Consensus, Progress
+from rlhf.desk.exchange import read_rows, rows_of_file
+from rlhf.desk.groups import tokenised
+from rlhf.desk.records import Agreement, Consensus, Item, Progress
 from rlhf.errors import StoreError
 from rlhf.records import AnswerGroup, Ranking
 from rlhf.stages.context import Context
 
 NAME = "people"  # by whom a ranking is that several people came to
+IMPORTED = "import"  # the same, of answers that the run did not sample
+PAGE = 200  # groups that are read from the desk at once
 LOOK_S = 5.0  # between two looks at the desk
 MIRROR_S = 600.0  # between two copies to the mirror while rankings come in
 OUTAGE_S = 900.0  # for which a database that cannot be reached is waited for
@@ -43,6 +51,36 @@ def rank(
     numbers = {f"rank/{name}": float(value) for name, value in results.items() if isinstance(value, (int, float))}
     context.tracker.log("rank", context.round + 1, numbers)
     return {"judge": NAME} | results
+
+
+def take_in(context: Context, path: Path) -> int:
+    """How many groups of a file were ranked; they are on the desk, and what people came to is among the rankings.
+
+    Once more, it changes nothing. Groups of prompts that the run samples itself are left out, and that is told. Raises
+    DataError for a row that cannot be used.
+    """
+    rows = list(rows_of_file(path))
+    inside = {one.prompt_id for one in read_rows(rows, IMPORTED)}
+    own = {group.prompt.id for group in context.store.groups("sample", 0)} & inside
+    if own:
+        context.console.warn(f"reward.rankings={path}: {len(own)} groups are left out, since the run has their prompts")
+    with open_desk(context.store.folder, context.recipe) as desk:
+        desk.import_rows(rows, IMPORTED)
+        agreed = [one for one in desk.consensus(0) if one.prompt_id in inside - own and one.accepted and one.tiers]
+    context.store.add_rankings([Ranking(one.prompt_id, one.tiers, IMPORTED) for one in agreed])
+    return len(agreed)
+
+
+def given_groups(context: Context, round: int, prompt_ids: Collection[str]) -> dict[str, AnswerGroup]:
+    """Those of these groups that came to the desk from elsewhere, as text, by prompt id."""
+    if not prompt_ids:
+        return {}
+    items: list[Item] = []
+    with open_desk(context.store.folder, context.recipe) as desk:
+        while page := desk.items(round, len(items), PAGE):
+            items += page
+    groups = tokenised([item for item in items if item.prompt_id in prompt_ids], context.chat)
+    return {group.prompt.id: group for group in groups}
 
 
 def wait(context: Context, desk: Desk, sleep: Callable[[float], object]) -> Progress:

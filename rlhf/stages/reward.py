@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from rlhf.phases import Phases
 from rlhf.rankings import kendall_tau_b, pairwise_accuracy
 from rlhf.records import AnswerGroup, Ranking
 from rlhf.seeds import shuffle_seed
+from rlhf.stages import people
 from rlhf.stages.context import Context, StageLeft
 from rlhf.statistics import bootstrap_interval
 
@@ -31,11 +33,15 @@ def run(context: Context) -> dict[str, object]:
     if round:
         context.team.release("reward")
     reward = context.team.reward
+    if config.rankings and not round:
+        people.take_in(context, Path(config.rankings))
     train, held_out = split(ranked_groups(context), config.held_out, context.recipe.seed)
     num_steps = fit(context, weighted(train, round, config.newest_weight))
     newest = {(round, group.prompt.id): group for group in context.store.groups("sample", round)}
-    raw = score_raw(context, newest | {(r.round, r.prompt_id): group for group, r in held_out if r.round != round})
-    # Scores have mean 0 and standard deviation 1 on what the policy writes now.
+    if not newest:  # rankings of a file only
+        newest = {(r.round, r.prompt_id): group for group, r in (*train, *held_out)}
+    raw = score_raw(context, newest | {(r.round, r.prompt_id): group for group, r in held_out})
+    # Scores have mean 0 and standard deviation 1 on what the policy writes now, or else on what was ranked.
     gain, bias = gain_and_bias(torch.cat([raw[place] for place in newest]))
     reward.normalise(gain, bias)
     measured = held_out_figures(raw, held_out, context.recipe.seed)
@@ -62,9 +68,7 @@ def fit(context: Context, train: Sequence[Ranked]) -> int:
         for step in range(start, num_steps):
             epoch, number = divmod(step - before, num_batches)
             where = (epoch, round) if round else (epoch,)
-            order = random.Random(shuffle_seed(context.recipe.seed, "reward", *where)).sample(train, len(train))
-            # Batches of nearly equal size: none is left with a single group at the end of an epoch.
-            batch = order[number * len(order) // num_batches : (number + 1) * len(order) // num_batches]
+            batch = batches(train, num_batches, context.recipe.seed, *where)[number]
             phase = Phases(task, store.events, "reward", step)
             with phase("fit"):
                 metrics = reward.fit([group for group, _ in batch], [ranking for _, ranking in batch])
@@ -83,6 +87,15 @@ def fit(context: Context, train: Sequence[Ranked]) -> int:
     return num_steps
 
 
+def batches(train: Sequence[Ranked], num: int, seed: int, *where: int) -> list[list[Ranked]]:
+    """All groups once, in an order that hangs on the seed and on `where` (the epoch), as `num` batches.
+
+    They are of nearly equal size: none is left with a single group at the end of an epoch.
+    """
+    order = random.Random(shuffle_seed(seed, "reward", *where)).sample(train, len(train))
+    return [order[number * len(order) // num : (number + 1) * len(order) // num] for number in range(num)]
+
+
 def restore(context: Context, before: int) -> int:
     """The batch to go on with, the reward model as it was then; `before` is where the round began."""
     found = context.store.load_checkpoint("reward")
@@ -97,14 +110,21 @@ def restore(context: Context, before: int) -> int:
 
 
 def ranked_groups(context: Context) -> list[Ranked]:
-    """Groups of all rounds with their rankings, those that are one big tie left out: they say nothing."""
+    """Groups of all rounds with their rankings, those that are one big tie left out: they say nothing.
+
+    Groups are the run's own and those that people ranked elsewhere.
+    """
     pairs: list[Ranked] = []
     num_groups = 0
     for round in range(context.round + 1):
         groups = {group.prompt.id: group for group in context.store.groups("sample", round)}
         rankings = [ranking for ranking in context.store.rankings(round) if len(ranking.tiers) > 1]
-        pairs += [(groups[ranking.prompt_id], ranking) for ranking in rankings if ranking.prompt_id in groups]
-        num_groups += len(groups)
+        pairs += [(groups[r.prompt_id], r) for r in rankings if r.prompt_id in groups and r.by != people.IMPORTED]
+        # Once each: the desk's consensus has those of a file too, where people rank.
+        others = {ranking.prompt_id: ranking for ranking in rankings if ranking.prompt_id not in groups}
+        given = people.given_groups(context, round, others.keys())
+        pairs += [(given[prompt_id], ranking) for prompt_id, ranking in others.items() if prompt_id in given]
+        num_groups += len(groups) + len(given)
     if len({ranking.prompt_id for _, ranking in pairs}) < 2:
         raise DataError(
             f"reward: {len(pairs)} of {num_groups} groups have a ranking with more than one tier.",
@@ -156,7 +176,7 @@ def tell_desk(context: Context, raw: Scores) -> None:
     """Gives the desk the scores, for the agreement of people with the reward model (which saw most of the groups)."""
     with open_desk(context.store.folder, context.recipe) as desk:
         newest = {prompt: scores.tolist() for (round, prompt), scores in raw.items() if round == context.round}
-        there = {item.prompt_id for item in desk.items(context.round, limit=len(newest))}
+        there = {item.prompt_id for item in desk.items(context.round, limit=desk.progress(context.round).num_groups)}
         desk.set_scores({prompt: scores for prompt, scores in newest.items() if prompt in there}, context.round)
 
 

@@ -280,3 +280,16 @@ def test_a_desk_that_cannot_be_used_is_told_before_anything_is_sampled(
     asked = recipe.model_copy(update={"rank": RankConfig(judge="people"), "desk": recipe.desk.model_copy(update=desk)})
     assert rig.code(lambda: rig.run(asked)) == 2
     assert why in " ".join(rig.out.getvalue().split()) and rig.events == []
+
+
+def test_rankings_that_cannot_be_learned_are_told_before_anything_is_sampled(
+    rig: Rig, recipe: Recipe, tmp_path: Path
+) -> None:
+    file = tmp_path / "lists.jsonl"
+    asked = recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"rankings": str(file)})})
+    assert rig.code(lambda: rig.run(asked)) == 2
+    file.write_text('{"prompt": "sun?", "answers": ["moon"]}\n')
+    assert rig.code(lambda: rig.run(asked)) == 2
+    said = " ".join(rig.out.getvalue().split())
+    assert f"{file}, line 1: " in said and "Row 1 of the rankings cannot be taken in: 'tiers' is missing" in said
+    assert rig.events == []

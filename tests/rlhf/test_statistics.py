@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf.statistics import bootstrap_interval, win_rate
+from rlhf.statistics import bootstrap_interval, bootstrap_ratio, win_rate
 
 
 def test_the_win_rate_compares_every_pair_of_a_prompt_and_halves_ties():
@@ -52,3 +52,17 @@ def test_a_higher_level_gives_a_wider_interval_and_the_same_seed_the_same():
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
     assert bootstrap_interval(values, num=500, seed=3) == bootstrap_interval(values, num=500, seed=3)
     assert bootstrap_interval(values, num=500, seed=3) != bootstrap_interval(values, num=500, seed=4)
+
+
+def test_the_interval_of_a_ratio_draws_clusters_and_weighs_them_by_their_size():
+    # Draws of (1 of 1, 0 of 3): both of the first 1, both of the second 0, one of each 1 / 4.
+    part, whole = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0])
+    assert bootstrap_ratio(part, whole, num=400, seed=0) == (0.0, 1.0)
+    assert bootstrap_ratio(part, whole, num=400, seed=0, level=0.02)[0] == pytest.approx(0.25)
+    # A cluster that has nothing is not drawn: else a draw might have nothing to divide by.
+    assert bootstrap_ratio(torch.tensor([2.0, 0.0]), torch.tensor([4.0, 0.0]), num=50, seed=0) == (0.5, 0.5)
+
+
+def test_the_interval_of_a_ratio_of_clusters_of_one_is_that_of_the_mean():
+    values = torch.randn(60, generator=torch.Generator().manual_seed(1))
+    assert bootstrap_ratio(values, torch.ones(60), 500, 3) == pytest.approx(bootstrap_interval(values, 500, 3))

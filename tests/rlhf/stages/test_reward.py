@@ -1,13 +1,20 @@
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rlhf.chat import ChatTokenizer
+from rlhf.desk.desk import open_desk
+from rlhf.desk.exchange import rows_of_file
 from rlhf.errors import DataError
 from rlhf.records import Ranking
-from rlhf.stages import rank, reward, sample
+from rlhf.stages import people, rank, reward, sample
 from rlhf.stages.context import Context
 from tests.fakes import answer, group
+from tests.rlhf.stages.annotators import Annotators, threes
 from tests.rlhf.stages.conftest import MakeContext
 
 
@@ -104,3 +111,80 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint_and_ends_the_sa
     assert resumed.console.said == ["reward: going on from the checkpoint of batch 2"]  # type: ignore[attr-defined]
     assert rows_of(resumed) == rows_of(whole) and len(rows_of(whole)) > 4
     assert resumed.team.reward.state() == whole.team.reward.state()
+
+
+def lists(path: Path, num: int) -> Path:
+    """A file of ranked answers. The tiny tokenizer writes `$` as token 3, of which the fake reward model wants many."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"question {i}"}], "ranked_answers": ["$$$", f"$ {i}", f"no {i}"]}
+        for i in range(num)
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+@pytest.fixture
+def chat(tiny_model: Path) -> ChatTokenizer:
+    return ChatTokenizer(tiny_model)
+
+
+def test_rankings_of_a_file_are_learned_without_any_of_the_run_itself(
+    make_context: MakeContext, tmp_path: Path, chat: ChatTokenizer
+) -> None:
+    file = lists(tmp_path / "lists.jsonl", 10)
+    context = replace(make_context(reward={"rankings": str(file)}), chat=chat)
+    results = reward.run(context)
+    assert (results["num_train"], results["num_held_out"], results["accuracy"]) == (8, 2, 1.0)
+    assert [ranking.by for ranking in context.store.rankings(0)] == ["import"] * 10
+    ranked = reward.ranked_groups(context)
+    assert [chat.decode(answer.token_ids) for answer in ranked[0][0].answers] == ["$$$", "$ 0", "no 0"]
+    scores = context.team.reward.scores([group for group, _ in ranked])
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-6)
+    assert people.take_in(context, file) == 10 and len(context.store.rankings(0)) == 10
+
+
+def test_rankings_of_a_file_are_learned_beside_those_of_the_run(
+    make_context: MakeContext, tmp_path: Path, chat: ChatTokenizer
+) -> None:
+    file = lists(tmp_path / "lists.jsonl", 10)
+    context = replace(make_context(reward={"rankings": str(file), "held_out": 0.0}), chat=chat)
+    sample.run(context)
+    rank.run(context)
+    own = {ranking.prompt_id for ranking in context.store.rankings(0) if len(ranking.tiers) > 1}
+    results = reward.run(context)
+    assert results["num_train"] == len(own) + 10
+    scores = context.team.reward.scores(context.store.groups("sample", 0))
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-6)  # normalised on what the policy writes, not on the file
+
+
+def test_a_ranking_of_a_file_is_never_held_against_answers_of_the_run_to_the_same_prompt(
+    make_context: MakeContext, tmp_path: Path, chat: ChatTokenizer
+) -> None:
+    file = tmp_path / "lists.jsonl"
+    context = replace(make_context(reward={"rankings": str(file)}), chat=chat)
+    sample.run(context)
+    rank.run(context)
+    before = reward.ranked_groups(context)
+    name = context.store.groups("sample", 0)[0].prompt.id
+    row = {"prompt_id": name, "prompt": "question", "answers": ["$$$", "no"], "tiers": [[1], [0]]}
+    file.write_text(json.dumps(row) + "\n")
+    reward.run(context)
+    assert context.console.warned == [  # type: ignore[attr-defined]
+        f"reward.rankings={file}: 1 groups are left out, since the run has their prompts"
+    ]
+    assert reward.ranked_groups(context) == before
+
+
+def test_what_was_taken_in_by_the_command_is_learned_too(
+    make_context: MakeContext, tmp_path: Path, chat: ChatTokenizer
+) -> None:
+    context = make_context(rank={"judge": "people"}, desk={"repeats": 0.0}, reward={"held_out": 0.0})
+    context = replace(context, chat=chat)
+    sample.run(context)
+    with open_desk(context.store.folder) as desk:
+        desk.import_rows(rows_of_file(lists(tmp_path / "lists.jsonl", 10)), "eve")
+    people.rank(context, context.store.groups("sample", 0), Annotators(context, ann=threes))
+    results = reward.run(context)
+    own = {group.prompt.id for group in context.store.groups("sample", 0)}
+    told = [ranking for ranking in context.store.rankings(0) if len(ranking.tiers) > 1]
+    assert results["num_train"] == len(told) == 10 + sum(ranking.prompt_id in own for ranking in told)
