@@ -1,10 +1,9 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-jobs unit lint format model demo demo-seeds poems demo-poems demo-poems-seeds tiny chaos lock
+.PHONY: help setup test unit lint format model demo demo-seeds poems demo-poems demo-poems-seeds tiny chaos lock
 
 PYTHON := $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 RECIPE := configs/recipes/smollm2_cpu.yaml
-JOBS := tests/cluster/test_submit_to_ray.py
 POEMS := configs/recipes/tang_poems.yaml
 
 help: ## this list
@@ -14,11 +13,8 @@ setup: ## make .venv from the lock, once
 	@test -n "$(PYTHON)" || { echo "FAILED: no Python 3.11 on the PATH. Install it with its headers: apt-get install python3.11 python3.11-venv python3.11-dev"; exit 1; }
 	@$(PYTHON) -m requirements.install
 
-test: setup ## run all tests but those of test-jobs, or TESTS="those named"
-	@$(BIN)/python -m pytest $(or $(TESTS),-n 2 --dist loadscope --durations=25 --ignore=$(JOBS))
-
-test-jobs: setup ## run the tests that submit whole runs to a Ray head of their own (about ten minutes)
-	@$(BIN)/python -m pytest $(JOBS)
+test: setup ## run all tests, or TESTS="those named"
+	@$(BIN)/python -m pytest $(or $(TESTS),-n 2 --dist loadscope --durations=25)
 
 unit: setup ## run the tests that start no engine
 	@$(BIN)/python -m pytest -m "not ray and not vllm and not engine and not browser and not multinode" $(TESTS)
