@@ -27,12 +27,15 @@ class RayHead:
     environ: dict[str, str]  # of a process that is at home there: its token is found, and nothing of the test's own
 
     def processes(self) -> dict[int, psutil.Process]:
-        """The processes of this cluster by their ids: they carry its folder, or its mark, with them."""
+        """The processes of this cluster by their ids: they carry its mark, or descend from those that do.
+
+        One that names itself, as Ray's do, may write over its environment.
+        """
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
                 if process.environ().get("TENFOLD_TEST_HEAD") == str(self.folder):
-                    found[process.pid] = process
+                    found |= {each.pid: each for each in (process, *process.children(recursive=True))}
             except psutil.Error:
                 continue
         return found
