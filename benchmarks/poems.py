@@ -14,18 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.writer import Writer, Written
 from configs.load import load_recipe
 from configs.schema import Recipe
-from rlhf.import_model import quiet_transformers
 from rlhf.kept_prompts import read_prompts
 from rlhf.poems import asked_form, asked_title, clauses, is_well_formed
 from rlhf.records import Prompt
@@ -33,17 +30,13 @@ from rlhf.seeds import shuffle_seed
 from rlhf.statistics import bootstrap_interval
 
 REAL = Path("data/tang/real.jsonl")
-AT_ONCE = 256  # poems that are written side by side
 SHOWN = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Poem:
+class Poem(Written):
     """What was written for a title."""
 
-    prompt: str
-    text: str
-    ended: bool  # by itself
+    __slots__ = ()
 
     @property
     def is_well_formed(self) -> bool:
@@ -90,68 +83,21 @@ def all_poems(run: Path, recipe: Recipe, titles: Sequence[Prompt], num: int) -> 
     """(who wrote them, poems in order of titles) for each model, worst first, and the real ones."""
     base, sft = run / "models" / "base", run / "models" / "sft"
     words = [prompt.messages[-1].content for prompt in titles]
-    plain = Writer(base, recipe)
-    yield "pretrained, asked in the same words", plain.write(words, [plain.encode(f"{text}\n") for text in words], num)
+    seed = shuffle_seed(recipe.seed, "poems")
+
+    def poems(writer: Writer, asked: Sequence[Sequence[int]]) -> list[Poem]:
+        return [Poem(one.prompt, one.text, one.ended) for one in writer.write(words, asked, num, seed)]
+
+    plain = Writer(base, recipe.sampling)
+    yield "pretrained, asked in the same words", poems(plain, [plain.encode(f"{text}\n") for text in words])
     headed = [plain.encode(f"《{asked_title(text)}》\n") for text in words]
-    yield "pretrained, given the title as in its corpus", plain.write(words, headed, num)
-    asked = [list(prompt.token_ids) for prompt in titles]
-    aligned = Writer(sft, recipe)
-    yield "aligned (SFT)", aligned.write(words, asked, num)
-    yield "aligned, then PPO", Writer(sft, recipe, run / "models" / "policy").write(words, asked, num)
+    yield "pretrained, given the title as in its corpus", poems(plain, headed)
+    asked = [prompt.token_ids for prompt in titles]
+    yield "aligned (SFT)", poems(Writer(sft, recipe.sampling), asked)
+    yield "aligned, then PPO", poems(Writer(sft, recipe.sampling, run / "models" / "policy"), asked)
     if REAL.exists():
         found = {made["prompt"]: made["completion"] for made in map(json.loads, REAL.read_text().splitlines())}
         yield "Tang poets", [Poem(text, found[text], True) for text in words]
-
-
-class Writer:
-    """A model of a run with its tokenizer, as others load them."""
-
-    def __init__(self, folder: Path, recipe: Recipe, adapter: Path | None = None) -> None:
-        with quiet_transformers():
-            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        if adapter is not None:
-            self._model = PeftModel.from_pretrained(self._model, str(adapter))
-        ends = self._model.generation_config.eos_token_id
-        self._ends = set(ends if isinstance(ends, list) else [ends])
-        self._recipe = recipe
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, with what stands before each text."""
-        return self._tokenizer(text)["input_ids"]
-
-    def write(self, words: Sequence[str], asked: Sequence[list[int]], num: int) -> list[Poem]:
-        """`num` poems for each of the token ids `asked`, side by side; `words` are the prompts for people."""
-        poems: list[Poem] = []
-        jobs = [(text, ids) for text, ids in zip(words, asked, strict=True) for _ in range(num)]
-        torch.manual_seed(shuffle_seed(self._recipe.seed, "poems"))
-        for first in range(0, len(jobs), AT_ONCE):
-            poems += self._some(jobs[first : first + AT_ONCE])
-            print(f"\r{len(poems)}/{len(jobs)} poems", end="", flush=True)
-        print("\r", end="")
-        return poems
-
-    def _some(self, jobs: Sequence[tuple[str, list[int]]]) -> list[Poem]:
-        longest = max(len(ids) for _, ids in jobs)
-        pad = self._tokenizer.pad_token_id or 0
-        padded = torch.tensor([[pad] * (longest - len(ids)) + ids for _, ids in jobs])
-        seen = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for _, ids in jobs])
-        sampling = self._recipe.sampling
-        with torch.no_grad():
-            made = self._model.generate(
-                input_ids=padded,
-                attention_mask=seen,
-                do_sample=True,
-                temperature=sampling.temperature,
-                top_k=0,
-                max_new_tokens=sampling.max_answer_tokens,
-                pad_token_id=pad,
-            )
-        return [self._poem(text, row[longest:].tolist()) for (text, _), row in zip(jobs, made, strict=True)]
-
-    def _poem(self, text: str, ids: list[int]) -> Poem:
-        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        return Poem(text, self._tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None)
 
 
 def row(name: str, poems: Sequence[Poem], seed: int) -> dict[str, Any]:
