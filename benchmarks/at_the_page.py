@@ -10,43 +10,43 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 from benchmarks.rankers import Noise, Ranker
 from benchmarks.tales import rule
 from cluster.serve import free_port
 from requirements.steps import QUIET_S, StepFailed, say
+from rlhf.disk import write_file
 
 TENFOLD = (sys.executable, "-m", "cluster.cli")
+READY = "ready: people rank at"  # says the page when it is there
 PEOPLE = ("Ada", "Bo", "Chen")
 LOOK_S = 0.5
-BEGINS_S = 120.0  # until the run folder, or the page, is there
+BEGINS_S = 180.0  # until the run folder, or the page, is there
 ENDS_S = 60.0
 TAIL_LINES = 15
 
 
-def two_rounds(recipe: Path, folder: Path, changes: Sequence[str], seed: int) -> int:
-    """How many rankings were handed in, once the run in `folder` is done; 0 where it was done before.
+def two_rounds(recipe: Path, folder: Path, changes: Sequence[str], seed: int) -> dict[str, float]:
+    """How many rankings were `handed_in` and how many `seconds` it took, once the run in `folder` is done.
 
-    Raises StepFailed: the run, the page or an invitation failed, or somebody was refused something.
+    What was done before is not done again. Raises StepFailed: the run, the page or an invitation failed, or somebody
+    was refused something.
     """
-    if (folder / "models" / "policy-round-2").is_dir():
-        say(f"{folder}: done before")
-        return 0
-    command = ["run", recipe, f"runs={folder.parent}", f"name={folder.name}", *changes]
-    step, began = f"Two rounds in {folder}", time.monotonic()
+    done, step = folder.with_suffix(".json"), f"Two rounds in {folder}"
+    if done.exists():
+        say(f"{step}: done before")
+        return json.loads(done.read_text())
+    began = time.monotonic()
     say(f"{step} ...")
     with ExitStack() as stack:
-        log = folder.parent / f"{folder.name}.log"
-        process = stack.enter_context(started(command, stack.enter_context(log.open("w"))))
+        log, page_log = folder.with_suffix(".log"), folder.with_suffix(".page.log")
+        words = ["run", recipe, f"runs={folder.parent}", f"name={folder.name}", *changes]
+        process = stack.enter_context(started(words, log))
         wait_until(lambda: (folder / "manifest.json").exists(), process, log, step)
         port = free_port()
         tokens = {name: invited(folder, name, port) for name in PEOPLE}
-        page_log = folder.parent / f"{folder.name}-page.log"
-        page = stack.enter_context(
-            started(["annotate", folder, "--port", port], stack.enter_context(page_log.open("w")))
-        )
-        wait_until(lambda: "ready: people rank at" in page_log.read_text(), page, page_log, "Serving the page")
+        page = stack.enter_context(started(["annotate", folder, "--port", port], page_log))
+        wait_until(lambda: READY in page_log.read_text(), page, page_log, "Serving the page")
         people = [Ranker(f"http://127.0.0.1:{port}", tokens[n], rule, Noise(), f"{seed} {n}") for n in PEOPLE]
         for person in people:
             person.start()
@@ -64,15 +64,18 @@ def two_rounds(recipe: Path, folder: Path, changes: Sequence[str], seed: int) ->
         check(people, page, page_log)
         if process.returncode:
             raise StepFailed(step, tail(log, TAIL_LINES), f"The whole output is in {log}.")
-    say(f"  done in {time.monotonic() - began:.0f} s")
-    return sum(person.num_handed_in for person in people)
+    found = {"handed_in": sum(person.num_handed_in for person in people), "seconds": time.monotonic() - began}
+    say(f"  done in {found['seconds']:.0f} s")
+    write_file(done, json.dumps(found).encode())
+    return found
 
 
 @contextmanager
-def started(words: Sequence[str | int | Path], log: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The command `tenfold` with these words, as a process that has ended when the block ends."""
-    command = [*TENFOLD, *map(str, words)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+def started(words: Sequence[str | int | Path], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command `tenfold` with these words, as a process that has ended when the block ends. Its output: `log`."""
+    with log.open("wb") as file:
+        command = [*TENFOLD, *map(str, words)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:

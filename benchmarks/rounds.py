@@ -48,6 +48,7 @@ DIFFERENCES = (("round 1", "aligned"), ("round 2", "round 1"))
 ANSWERS_EACH = 8  # to a held-out prompt
 RESAMPLES = 2000
 NUM_DOCUMENTS, PAIRS_EACH = 4000, 4
+SOURCES = {"pretrain": "corpus", "sft": "pairs"}  # stage -> the file of tales that it reads
 Scores = Mapping[str, torch.Tensor]  # writer -> [P], means over a prompt's answers
 
 
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 if for each seed the second round is surely better than the first."""
     options = _parse(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)  # for a model of this size more wait for one another
     found: list[dict[str, Any]] = []
     try:
         aligned = make_aligned(options.folder)
@@ -83,28 +85,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_aligned(folder: Path) -> Path:
     """The folder of the model that all seeds begin with."""
-    data = folder.resolve() / "data"
+    made, data = folder.resolve() / "aligned" / "models" / "sft", folder.resolve() / "data"
+    if made.is_dir():
+        say(f"{made}: done before")
+        return made
     write_data(data, NUM_DOCUMENTS, PAIRS_EACH)
-    sources = [f"{stage}.sources=[{{path: {data / name}.jsonl}}]" for stage, name in SOURCES]
+    sources = [f"{stage}.sources=[{{path: {data / name}.jsonl}}]" for stage, name in SOURCES.items()]
     command = [*TENFOLD, "run", HERE / "tales_sft.yaml", f"runs={folder}", *sources]
     run("Making the aligned model", command, log=folder / "aligned.log")
-    return folder.resolve() / "aligned" / "models" / "sft"
-
-
-SOURCES = (("pretrain", "corpus"), ("sft", "pairs"))
+    return made
 
 
 def one_seed(seed: int, aligned: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of a seed's run."""
-    began = time.perf_counter()
     changes = [
         f"seed={seed}",
         f"model.path={aligned}",
         f"data.prompts={options.folder.resolve() / 'data'}/prompts.jsonl",
     ]
     folder = options.folder / f"seed-{seed}"
-    num_rankings = two_rounds(HERE / "tales_rounds.yaml", folder, changes, seed)
-    trained = time.perf_counter()
+    trained = two_rounds(HERE / "tales_rounds.yaml", folder, changes, seed)
+    began = time.perf_counter()
     recipe, prompts = load_recipe(folder / RECIPE), read_prompts(folder)
     assert prompts is not None
     asked = prompts.held_out[: options.prompts]
@@ -118,10 +119,10 @@ def one_seed(seed: int, aligned: Path, options: argparse.Namespace) -> dict[str,
         "answers_each": ANSWERS_EACH,
         "scores": {name: asdict(estimate(scores[name], seed)) for name in WRITERS},
         "differences": {f"{a} - {b}": asdict(estimate(scores[a] - scores[b], seed)) for a, b in DIFFERENCES},
-        "handed_in": num_rankings,
+        "handed_in": trained["handed_in"],
         "people": {name: stages[name]["results"] for name in ("rank", "rank-1")},
         "reward": {name: stages[name]["results"] for name in ("reward", "reward-1")},
-        "seconds": {"rounds": trained - began, "judging": time.perf_counter() - trained},
+        "seconds": {"rounds": trained["seconds"], "judging": time.perf_counter() - began},
         "examples": {name: [asked[0].text, texts[name][0][0][0]] for name in WRITERS},
     }
 

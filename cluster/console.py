@@ -76,13 +76,15 @@ class StreamConsole(ABC):
         self._write(redact(self._rendered(page, soft_wrap=False)))
 
     @contextmanager
-    def task(self, name: str, total: int | None = None, unit: str = "", patient: bool = False) -> Iterator[Work]:
+    def task(
+        self, name: str, total: int | None = None, unit: str = "", patient: bool = False, before: int = 0
+    ) -> Iterator[Work]:
         """A task under way; ends with the block and says so (an inner one only where it was long enough to be told)."""
         parent = _current.get() or (self._work[0] if self._work else None)  # in a thread of its own: of the stage
         full = f"{parent.name} / {name}" if parent else name
         now = self.clock()
         work = Work(self, full, total, unit, parent.depth + 1 if parent else 0, now, changed=now, told=now)
-        work.patient = patient
+        work.patient, work.done, work.before = patient, before, before
         token = _current.set(work)
         with self._lock:
             self._work.append(work)

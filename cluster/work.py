@@ -27,6 +27,7 @@ class Work:
     changed: float  # when it last advanced or changed its note
     told: float  # when a line about it was last printed
     done: int = 0
+    before: int = 0  # of what is done: was there when it started, and so says nothing of its rate
     note: str = ""
     untold: bool = False  # it moved since the last line about it
     visible: bool = False  # a line about it was printed
@@ -43,7 +44,8 @@ class Work:
 
     def rate(self, now: float) -> float:
         """Items per second since the start; 0 before the first."""
-        return self.done / (now - self.started) if self.done and now > self.started else 0.0
+        done = self.done - self.before
+        return done / (now - self.started) if done and now > self.started else 0.0
 
     def speed(self, now: float) -> str:
         """Rate and time left, as far as they are known: `1.2 prompts/s, 12 s left`."""

@@ -141,11 +141,12 @@ class Console(Protocol):
     def warn(self, text: str) -> None: ...
 
     def task(
-        self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+        self, name: str, total: int | None = None, unit: str = "", patient: bool = False, before: int = 0
     ) -> AbstractContextManager[Task]:
         """A progress bar with a rate where there is a terminal, plain lines elsewhere; never silent for 10 s.
 
-        `patient`: it may take days, so while nothing changes it is told every ten minutes only.
+        `patient`: it may take days, so while nothing changes it is told every ten minutes only. `before`: how much of
+        `total` was done before it started, which no rate counts.
         """
         ...
 

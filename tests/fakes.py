@@ -40,6 +40,7 @@ class SilentConsole:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.tasks: dict[str, tuple[int | None, int]] = {}  # name -> (total, how much was done before)
         self.warned: list[str] = []
 
     def say(self, text: str) -> None:
@@ -50,8 +51,9 @@ class SilentConsole:
 
     @contextmanager
     def task(
-        self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+        self, name: str, total: int | None = None, unit: str = "", patient: bool = False, before: int = 0
     ) -> Iterator[SilentConsole]:
+        self.tasks[name] = (total, before)
         yield self
 
     def advance(self, num: int = 1, note: str = "") -> None: ...

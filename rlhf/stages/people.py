@@ -25,6 +25,12 @@ MIRROR_S = 600.0  # between two copies to the mirror while rankings come in
 OUTAGE_S = 900.0  # for which a database that cannot be reached is waited for
 
 
+def where_the_page_is(context: Context) -> str:
+    """How people come to the page, in words."""
+    folder = context.store.folder
+    return f"`tenfold annotate {folder}` serves the page, `tenfold annotate {folder} --invite NAME` invites somebody"
+
+
 def put_on_desk(context: Context, groups: Sequence[AnswerGroup]) -> None:
     """Puts groups where people find them. Those that are there already stay as they are."""
     with open_desk(context.store.folder, context.recipe) as desk:
@@ -90,13 +96,14 @@ def wait(context: Context, desk: Desk, sleep: Callable[[float], object]) -> Prog
     if progress.complete:
         return progress
     console.say(
-        f"rank: people are waited for, and no GPU is held; `tenfold annotate {folder}` serves the page, "
-        f"`tenfold annotate {folder} --invite NAME` invites somebody. Ctrl-C stops; `tenfold resume {folder}` waits on."
+        f"rank: people are waited for, and no GPU is held; {where_the_page_is(context)}. Ctrl-C stops; "
+        f"`tenfold resume {folder}` waits on."
     )
     told_short = False
     since_mirror, away = 0.0, 0.0
-    with console.task("rank: wait for people", progress.num_wanted, "rankings", patient=True) as task:
-        task.advance(progress.num_rankings, note(progress))
+    num_wanted, before = progress.num_wanted, progress.num_rankings
+    with console.task("rank: wait for people", num_wanted, "rankings", patient=True, before=before) as task:
+        task.advance(0, note(progress))
         while not progress.complete:
             if progress.num_short and not told_short and progress.people:
                 console.warn(

@@ -10,7 +10,7 @@ from rlhf.errors import StoreError
 from rlhf.records import Adapter, AnswerGroup, Prompt
 from rlhf.seeds import request_seed
 from rlhf.stages.context import Context, StageLeft
-from rlhf.stages.people import put_on_desk
+from rlhf.stages.people import put_on_desk, where_the_page_is
 
 
 def run(context: Context) -> dict[str, object]:
@@ -41,7 +41,9 @@ def run(context: Context) -> dict[str, object]:
                     kept = [group for group in groups if group.prompt.id not in done]
                     context.store.append_groups("sample", round, kept)
                 if for_people:
-                    put_on_desk(context, kept)  # people can begin while the rest is sampled
+                    put_on_desk(context, kept)
+                    if not num_tokens:
+                        context.console.say(f"sample: people can begin; {where_the_page_is(context)}")
                 num_tokens += _num_tokens(groups)
                 task.advance(len(new))
                 if context.is_to_leave():

@@ -225,6 +225,17 @@ def test_what_looks_like_a_secret_is_redacted_and_what_does_not_is_kept(text: st
     assert redact(text, {"SOME_TOKEN": "true", "HOME": "512"}) == clean
 
 
+def test_what_was_done_before_a_task_began_counts_for_how_far_it_is_and_not_for_its_rate() -> None:
+    log = Log()
+    with log.task("rank: wait for people", total=160, unit="rankings", patient=True, before=100) as task:
+        task.advance(0, "50 of 80 groups done")
+        log.wait(10)
+        task.advance(20, "60 of 80 groups done")
+        log.wait(5)
+    assert log.texts[-2] == "rank: wait for people: 120/160 rankings, 60 of 80 groups done, 2 rankings/s, 20 s left"
+    assert log.texts[-1].endswith("done, 120/160 rankings in 15 s (1.33 rankings/s)")
+
+
 def test_waiting_for_people_is_told_every_ten_minutes_only_and_at_once_when_they_move() -> None:
     log = Log()
     with log.task("rank: wait for people", total=30, unit="rankings", patient=True) as task:

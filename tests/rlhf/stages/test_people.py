@@ -43,6 +43,17 @@ def test_sample_puts_the_groups_on_the_desk_batch_by_batch(make_context: MakeCon
     ]
 
 
+def test_as_soon_as_people_can_begin_they_are_told_where_once(make_context: MakeContext) -> None:
+    context = make_context(**PEOPLE)
+    sample.run(context)
+    said = context.console.said  # type: ignore[attr-defined]
+    (line,) = [line for line in said if "people can begin" in line]
+    assert f"`tenfold annotate {context.store.folder}`" in line and "--invite NAME" in line
+    by_rules = make_context("rules")
+    sample.run(by_rules)
+    assert not any("people" in line for line in by_rules.console.said)  # type: ignore[attr-defined]
+
+
 def test_a_desk_that_lacks_groups_of_a_killed_run_gets_them(make_context: MakeContext) -> None:
     context = make_context()  # judged by rules: nothing is put on a desk
     sample.run(context)
@@ -93,6 +104,7 @@ def test_a_wait_that_was_stopped_goes_on_with_what_was_ranked(make_context: Make
     rest = Annotators(again, ann=threes, bob=threes)
     assert waiting(again, rest)["num_groups"] == 8
     assert rest.num_sleeps == 5
+    assert again.console.tasks["rank: wait for people"] == (16, 6)  # type: ignore[attr-defined]
 
 
 def test_rank_does_not_wait_where_all_is_ranked(make_context: MakeContext) -> None:
