@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from requirements.steps import QUIET_S, StepFailed, say
 from rlhf.disk import write_file
 
 TENFOLD = (sys.executable, "-m", "cluster.cli")
+WAITS = ("people can begin", "people are waited for")  # says the run when the page is wanted
 READY = "ready: people rank at"  # says the page when it is there
 PEOPLE = ("Ada", "Bo", "Chen")
 LOOK_S = 0.5
-BEGINS_S = 180.0  # until the run folder, or the page, is there
 ENDS_S = 60.0
 TAIL_LINES = 15
 
@@ -42,28 +42,30 @@ def two_rounds(recipe: Path, folder: Path, changes: Sequence[str], seed: int) ->
         log, page_log = folder.with_suffix(".log"), folder.with_suffix(".page.log")
         words = ["run", recipe, f"runs={folder.parent}", f"name={folder.name}", *changes]
         process = stack.enter_context(started(words, log))
-        wait_until(lambda: (folder / "manifest.json").exists(), process, log, step)
+        for _ in looks(log, began):  # the page is opened when the run says so
+            if any(sign in log.read_text() for sign in WAITS) or process.poll() is not None:
+                break
+        check_code(process, log, step)
         port = free_port()
         tokens = {name: invited(folder, name, port) for name in PEOPLE}
         page = stack.enter_context(started(["annotate", folder, "--port", port], page_log))
-        wait_until(lambda: READY in page_log.read_text(), page, page_log, "Serving the page")
+        for _ in looks(page_log, began):
+            check([], page, page_log)
+            if READY in page_log.read_text():
+                break
         people = [Ranker(f"http://127.0.0.1:{port}", tokens[n], rule, Noise(), f"{seed} {n}") for n in PEOPLE]
         for person in people:
             person.start()
             stack.callback(person.stop)
-        said = time.monotonic()
-        while process.poll() is None:
-            time.sleep(LOOK_S)
+        for _ in looks(log, began):
             check(people, page, page_log)
-            if time.monotonic() - said > QUIET_S:
-                said = time.monotonic()
-                say(f"  {said - began:4.0f} s  {(tail(log, 1) or 'at work')[:100]}")
+            if process.poll() is not None:
+                break
         for person in people:
             person.stop()
             person.join()
         check(people, page, page_log)
-        if process.returncode:
-            raise StepFailed(step, tail(log, TAIL_LINES), f"The whole output is in {log}.")
+        check_code(process, log, step)
     found = {"handed_in": sum(person.num_handed_in for person in people), "seconds": time.monotonic() - began}
     say(f"  done in {found['seconds']:.0f} s")
     write_file(done, json.dumps(found).encode())
@@ -98,13 +100,21 @@ def invited(folder: Path, name: str, port: int) -> str:
     raise StepFailed(f"Inviting {name}", done.stderr, f"Remove {folder} to begin from nothing.")
 
 
-def wait_until(there: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, step: str) -> None:
-    """Returns once it is there. Raises StepFailed where the process ends before, or it takes too long."""
-    until = time.monotonic() + BEGINS_S
-    while not there():
-        if process.poll() is not None or time.monotonic() > until:
-            raise StepFailed(step, tail(log, TAIL_LINES), f"The whole output is in {log}.")
+def looks(log: Path, began: float) -> Iterator[None]:
+    """A look every now and then, with the log's last line said where it was quiet for long."""
+    said = time.monotonic()
+    while True:
+        yield
         time.sleep(LOOK_S)
+        if time.monotonic() - said > QUIET_S:
+            said = time.monotonic()
+            say(f"  {said - began:4.0f} s  {(tail(log, 1) or 'at work')[:100]}")
+
+
+def check_code(process: subprocess.Popen[bytes], log: Path, step: str) -> None:
+    """Raises StepFailed where the process ended with an error."""
+    if process.poll():
+        raise StepFailed(step, tail(log, TAIL_LINES), f"The whole output is in {log}.")
 
 
 def check(people: Sequence[Ranker], page: subprocess.Popen[bytes], log: Path) -> None:

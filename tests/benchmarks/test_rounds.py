@@ -13,12 +13,15 @@ import pytest
 import torch
 import uvicorn
 
+from benchmarks import at_the_page
+from benchmarks.at_the_page import check_code, looks, started, tail
 from benchmarks.rankers import GRADES, Noise, Ranker, in_order, plain, ranked
 from benchmarks.rounds import ANSWERS_EACH, DIFFERENCES, WRITERS, estimate, is_shown, table
 from benchmarks.tales import NOUNS, TOPIC_OF, question, questions, rule, tale, write_data
 from cluster.page.app import make_app
 from cluster.serve import free_port
 from configs.desk import DeskConfig
+from requirements.steps import StepFailed
 from rlhf.desk.desk import Desk
 from rlhf.records import Answer, AnswerGroup, Message, Prompt
 
@@ -195,3 +198,24 @@ def test_who_has_no_token_is_refused_and_says_so(tmp_path: Path) -> None:
         person.start()
         person.join()
     assert person.problem and "401" in person.problem
+
+
+def test_a_command_that_fails_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with started(["annotate", tmp_path / "nothing"], log) as process:
+        process.wait()
+        with pytest.raises(StepFailed, match="There is no run"):
+            check_code(process, log, "Opening the page")
+
+
+def test_the_last_line_of_a_log_is_said_where_it_was_quiet_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("one\ntwo\n\n")
+    monkeypatch.setattr(at_the_page, "LOOK_S", 0.0)
+    monkeypatch.setattr(at_the_page, "QUIET_S", -1.0)
+    eyes = looks(log, time.monotonic() - 60)
+    next(eyes)
+    next(eyes)
+    assert capsys.readouterr().out == "    60 s  two\n" and tail(log, 2) == "one\ntwo"
