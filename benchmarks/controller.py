@@ -98,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory(prefix="tenfold-controller-") as folder:
                 (Path(folder) / SECONDS).write_text(json.dumps(asdict(seconds)))
                 found.append(measure(options, workers, address, Path(folder), seconds, session))
-    print(table(found, seconds), flush=True)
-    if options.json:
-        shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        rows = [asdict(one) for one in found]
-        options.json.write_text(json.dumps({"options": shown, "measured": rows}, indent=2) + "\n")
+            print(table(found, seconds), flush=True)
+            if options.json:  # as soon as it is known
+                shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+                rows = [asdict(one) for one in found]
+                options.json.write_text(json.dumps({"options": shown, "measured": rows}, indent=2) + "\n")
     problems = list(over_limits(found))
     print("\n".join(problems or ["all inside the limits"]))
     return int(bool(problems))
