@@ -68,7 +68,7 @@ def _made(work: Work, layout: Layout) -> tuple[Load, ...] | Shortage:
         parts = model_parts(work, layout, stage, world)
         has = room(work) // (world if work.device.is_cpu else 1)
         if parts.total > has:
-            return Shortage(stage, parts.total, has, parts, _why(parts))
+            return Shortage(stage, parts.total, has, parts, "")
         loads.append(Load(stage, (), world, 0 if work.device.is_cpu else 1, parts))
     return tuple(loads)
 
@@ -77,7 +77,7 @@ def role_parts(work: Work, layout: Layout, role: Role) -> tuple[Parts, int, int,
     """(parts on each GPU, bytes that they need, bytes that there are, why) of a role in a group of its own."""
     if role != "generator":
         parts = trainer_parts(work, layout, (role,), layout.world(role))
-        return parts, parts.total, room(work), _why(parts)
+        return parts, parts.total, room(work), ""
     chosen = _with_share(work, layout, LARGEST_SHARE)
     parts = engine_parts(work, chosen)
     has = room(work)
@@ -135,7 +135,7 @@ def _shared(work: Work, layout: Layout) -> Fit | Shortage:
         world = layout.world("policy")
         trainer = trainer_parts(work, layout, work.hosted, world)
         if trainer.total > has:
-            return Shortage("trainer", trainer.total, has, trainer, _why(trainer))
+            return Shortage("trainer", trainer.total, has, trainer, "")
         loads.append(Load("trainer", work.hosted, world, 1, trainer))
     if not work.generates:
         return Fit(layout, tuple(loads), has - trainer.total)
@@ -165,11 +165,3 @@ def _with_share(work: Work, layout: Layout, share: float) -> Layout:
     if layout.gpu_memory_share is not None or work.recipe.generator.kv_cache_gib is not None or work.device.is_cpu:
         return layout
     return replace(layout, gpu_memory_share=int(100 * share) / 100)
-
-
-def _why(parts: Parts) -> str:
-    """What the sum does not show."""
-    summed = parts.resting + parts.gradients + parts.activations + parts.logits
-    if parts.at_load > summed:
-        return "the whole base is put on each GPU before ZeRO 3 spreads it"
-    return ""

@@ -118,8 +118,7 @@ def _pass(work: Work, layout: Layout, role: Role, gpus_per_node: int, *, backwar
     in_a_pass = work.pass_tokens(layout.micro_batch_tokens, world)
     reached = COMPUTE_SHARE * in_a_pass / (in_a_pass + HALF_SPEED_TOKENS)
     seconds = operations / world / (work.device.flops(work.recipe.model.dtype) * reached)
-    spread = layout.zero_stage == 3 and (role != "reference" or work.abilities.reference_is_sharded)
-    if spread and world > 1:
+    if layout.zero_stage == 3 and world > 1:
         passes = math.ceil(tokens / world / in_a_pass)
         link = work.device.link if world <= gpus_per_node else min(NODE_LINK, work.device.link)
         seconds += times * passes * work.dtype_bytes * shape.num_parameters / (link * LINK_SHARE)

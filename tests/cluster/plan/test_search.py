@@ -25,7 +25,7 @@ from configs.schema import Recipe
 from rlhf.errors import PlacementError
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
-ALL_ABLE = Abilities(base_is_sharded_at_load=True, reference_is_sharded=True, trainer_gives_cache_back=True)
+ALL_ABLE = Abilities(trainer_gives_cache_back=True)
 
 
 def a_recipe(**changes: Any) -> Recipe:
@@ -175,20 +175,24 @@ def test_more_gpus_make_a_step_shorter() -> None:
     assert steps == sorted(steps, reverse=True)
 
 
-def test_a_base_that_no_gpu_holds_is_refused_by_the_role_that_holds_it() -> None:
-    found = a_refusal(planned(a_recipe(), "llama-3.1-70b", 64, "H100"))
-    assert found.role == "reference"
+def test_a_base_that_no_gpu_holds_is_spread_with_its_reference_where_there_are_gpus_enough() -> None:
+    refused = a_refusal(planned(a_recipe(), "llama-3.1-70b", 8, "H100"))
+    assert "at least" in refused.problem and refused.shortage is None
+    found = a_plan(planned(a_recipe(), "llama-3.1-70b", 64, "H100"))
+    assert found.fit.layout.zero_stage == 3 and found.fit.layout.placement == "separate"
+    assert found.fit.layout.tensor_parallel > 1
+    reference = next(load for load in found.fit.loads if load.group == "reference")
+    assert reference.num_workers > 1 and reference.parts.weights < 2 * 70.55e9 / reference.num_workers + 2.2e9
+
+
+def test_a_base_that_no_gpu_holds_is_refused_where_the_recipe_keeps_it_whole() -> None:
+    recipe = a_recipe(learner={"zero_stage": 0}, cluster={"placement": "separate"})
+    found = a_refusal(planned(recipe, "llama-3.1-70b", 64, "H100"))
+    assert found.role in ("policy", "critic", "reward")
     assert found.shortage is not None and found.shortage.needs > 131 * 2**30  # 2 bytes of 70.55e9 parameters
     assert "GiB are missing" in found.problem
     assert not [words for words in remedies(found) if words.endswith("GPUs")]
-
-
-def test_a_base_that_is_spread_from_the_start_fits_where_there_are_gpus_enough() -> None:
-    refused = a_refusal(planned(a_recipe(), "llama-3.1-70b", 8, "H100", ALL_ABLE))
-    assert "at least" in refused.problem and refused.shortage is None
-    found = a_plan(planned(a_recipe(), "llama-3.1-70b", 64, "H100", ALL_ABLE))
-    assert found.fit.layout.zero_stage == 3 and found.fit.layout.placement == "separate"
-    assert found.fit.layout.tensor_parallel > 1
+    assert "learner.zero_stage left to the plan" in str(explained(found))
 
 
 def test_a_refusal_names_the_nearest_change_that_fits() -> None:
