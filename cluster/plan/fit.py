@@ -127,7 +127,11 @@ def _on_cpu(work: Work, layout: Layout) -> Fit | Shortage:
 
 
 def _shared(work: Work, layout: Layout) -> Fit | Shortage:
-    """A GPU holds a trainer and an engine that take turns; what torch keeps stays taken, unless it is given back."""
+    """A GPU holds a trainer and an engine that take turns.
+
+    When the turn passes, torch gives back what it keeps for the trainer's next pass (cluster/team.py), and the engine
+    sleeps.
+    """
     has = room(work)
     loads: list[Load] = []
     trainer = Parts()
@@ -139,12 +143,12 @@ def _shared(work: Work, layout: Layout) -> Fit | Shortage:
         loads.append(Load("trainer", work.hosted, world, 1, trainer))
     if not work.generates:
         return Fit(layout, tuple(loads), has - trainer.total)
-    beside = trainer.resting if work.abilities.trainer_gives_cache_back else trainer.total
+    beside = trainer.resting
     left = has - beside
     chosen = _with_share(work, layout, min(left / work.device.usable, LARGEST_SHARE)) if left > 0 else layout
     engine = engine_fixed(work, chosen)
     needs = engine.total + smallest_cache(work, chosen)
-    why = f"beside a trainer of {beside / 2**30:.1f} GiB, with a KV cache for one prompt and its answers"
+    why = f"beside a resting trainer of {beside / 2**30:.1f} GiB, with a KV cache for one prompt and its answers"
     if left <= 0 or needs > left:
         return Shortage("generator", needs, max(left, 0), engine, why)
     parts = engine_parts(work, chosen)

@@ -53,7 +53,7 @@ class Parts:
 
     @property
     def resting(self) -> int:
-        """What stays between two passes."""
+        """What stays between two passes, when torch has given back what it keeps for the next one."""
         return self.weights + self.adapters + self.optimizer + self.overhead
 
 
@@ -82,8 +82,8 @@ def trainer_parts(work: Work, layout: Layout, roles: Iterable[Role], world: int)
     return Parts(
         weights=weights,
         adapters=frozen + sum(state.adapters for state in states),
-        gradients=max((state.gradients for state in states), default=0),
-        optimizer=sum(state.optimizer for state in states) + max((state.passing for state in states), default=0),
+        gradients=max((state.gradients + state.passing for state in states), default=0),
+        optimizer=sum(state.optimizer for state in states),
         activations=activations(work, layout, tokens, trains=bool(trained)),
         logits=logits(work, tokens, roles),
         overhead=overhead,

@@ -59,8 +59,8 @@ def _whole(work: Work, layout: Layout, tokens: int, world: int) -> Parts:
     overhead = CPU_PROCESS if work.device.is_cpu else CONTEXT + (NCCL if world > 1 else 0)
     return Parts(
         weights=state.adapters + gathered + casts,
-        gradients=state.gradients,
-        optimizer=state.optimizer + state.passing,
+        gradients=state.gradients + state.passing,
+        optimizer=state.optimizer,
         activations=kept + inside + mask,
         logits=min(CHUNK, tokens) * shape.vocab * (16 + size),
         overhead=overhead,

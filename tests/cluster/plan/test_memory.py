@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from cluster.plan import memory
-from cluster.plan.abilities import TODAY, Abilities
 from cluster.plan.devices import GIB, GPUS, this_cpu
 from cluster.plan.engine_memory import engine_fixed, engine_parts, engine_rank, smallest_cache
 from cluster.plan.memory import CONTEXT, NCCL, activations, gib, learner_state, logits, trainer_parts
@@ -46,11 +45,11 @@ ADAPTER = 2 * 4 * (200 + 150 + 150 + 200 + 300 + 300 + 300)  # at rank 4
 
 @pytest.fixture
 def work(tmp_path: Path) -> Any:
-    def make(dtype: str = "bfloat16", device: str = "H100", abilities: Abilities = TODAY, **changes: Any) -> Work:
+    def make(dtype: str = "bfloat16", device: str = "H100", **changes: Any) -> Work:
         recipe = tiny_recipe("m", tmp_path, **changes)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
         where = this_cpu(16, 2) if device == "CPU" else GPUS[device]
-        return Work.of(recipe, SHAPE, where, abilities)
+        return Work.of(recipe, SHAPE, where)
 
     return make
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.placement import needed_roles
-from cluster.plan.abilities import TODAY, Abilities
 from cluster.plan.budget import Budget
 from cluster.plan.devices import GPUS, this_cpu
 from cluster.plan.fit import room
@@ -25,7 +24,6 @@ from configs.schema import Recipe
 from rlhf.errors import PlacementError
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
-ALL_ABLE = Abilities(trainer_gives_cache_back=True)
 
 
 def a_recipe(**changes: Any) -> Recipe:
@@ -45,8 +43,8 @@ def shape(name: str) -> Shape:
     return shape_of(a_recipe(), name)
 
 
-def planned(recipe: Recipe, model: str, gpus: int, device: str, abilities: Abilities = TODAY) -> Plan | Refusal:
-    return plan(recipe, shape(model), Budget(gpus, 8, GPUS[device]), abilities)
+def planned(recipe: Recipe, model: str, gpus: int, device: str) -> Plan | Refusal:
+    return plan(recipe, shape(model), Budget(gpus, 8, GPUS[device]))
 
 
 def a_plan(found: Plan | Refusal) -> Plan:
@@ -85,16 +83,15 @@ cases = st.tuples(
     st.sampled_from(sorted(RECIPE_CHANGES)),
     st.sampled_from(["qwen2.5-0.5b", "qwen2.5-7b", "llama-3.1-70b"]),
     budgets,
-    st.sampled_from([TODAY, ALL_ABLE]),
 )
 
 
 @given(cases)
 @settings(deadline=None, max_examples=80, derandomize=True)
 def test_a_plan_takes_no_more_than_there_is_and_gives_every_role_a_place(case: Any) -> None:
-    change, model, budget, abilities = case
+    change, model, budget = case
     recipe = a_recipe(**RECIPE_CHANGES[change])
-    found = plan(recipe, shape(model), budget, abilities)
+    found = plan(recipe, shape(model), budget)
     if isinstance(found, Refusal):
         assert found.role and found.problem and found.limit
         return
@@ -122,26 +119,26 @@ def test_a_plan_takes_no_more_than_there_is_and_gives_every_role_a_place(case: A
 @given(cases)
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_what_fits_in_n_gpus_fits_in_one_more(case: Any) -> None:
-    change, model, budget, abilities = case
+    change, model, budget = case
     recipe = a_recipe(**RECIPE_CHANGES[change])
-    if fits(recipe, shape(model), budget, abilities):
-        assert fits(recipe, shape(model), budget.of(budget.num_gpus + 1), abilities)
+    if fits(recipe, shape(model), budget):
+        assert fits(recipe, shape(model), budget.of(budget.num_gpus + 1))
 
 
 @given(cases)
 @settings(deadline=None, max_examples=30, derandomize=True)
 def test_a_budget_fits_exactly_if_there_is_a_plan_for_it(case: Any) -> None:
-    change, model, budget, abilities = case
+    change, model, budget = case
     recipe = a_recipe(**RECIPE_CHANGES[change])
-    found = plan(recipe, shape(model), budget, abilities)
-    assert isinstance(found, Plan) == fits(recipe, shape(model), budget, abilities)
+    found = plan(recipe, shape(model), budget)
+    assert isinstance(found, Plan) == fits(recipe, shape(model), budget)
 
 
 @given(cases)
 @settings(deadline=None, max_examples=20, derandomize=True)
 def test_the_number_of_gpus_that_a_refusal_names_fits_and_one_less_does_not(case: Any) -> None:
-    change, model, budget, abilities = case
-    found = plan(a_recipe(**RECIPE_CHANGES[change]), shape(model), budget, abilities)
+    change, model, budget = case
+    found = plan(a_recipe(**RECIPE_CHANGES[change]), shape(model), budget)
     named = (
         [words for words in remedies(found) if words.split()[1:] in (["GPU"], ["GPUs"])]
         if isinstance(found, Refusal)
@@ -151,8 +148,8 @@ def test_the_number_of_gpus_that_a_refusal_names_fits_and_one_less_does_not(case
         number = int(words.split()[0])
         assert number > budget.num_gpus
         recipe = a_recipe(**RECIPE_CHANGES[change])
-        assert fits(recipe, shape(model), budget.of(number), abilities)
-        assert not fits(recipe, shape(model), budget.of(number - 1), abilities)
+        assert fits(recipe, shape(model), budget.of(number))
+        assert not fits(recipe, shape(model), budget.of(number - 1))
 
 
 @pytest.mark.parametrize(
