@@ -96,6 +96,17 @@ def make_engine(
     return engine
 
 
+def make_reader(spread: Sequence[nn.Module]) -> Any:
+    """An engine that trains nothing, over modules whose parameters are spread; `reader.module(body)` is around a pass.
+
+    DeepSpeed's hooks gather the parameters for the layer at work, and let go of them after it. They are there for as
+    long as the engine is.
+    """
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": SPREAD_WEIGHTS}}
+    engine, *_ = deepspeed.initialize(model=_Trained([], spread), dist_init_required=False, config=config)
+    return engine
+
+
 def _begin_moments(adamw: Any) -> None:
     """Makes AdamW's moments, zero as it would at its first step, for all groups of parameters.
 

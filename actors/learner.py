@@ -20,11 +20,12 @@ from torch import nn
 
 from actors.base import Base
 from actors.engine import SPREAD_WEIGHTS, attach, make_engine
+from actors.spread import one_token, padded, run_spread
 from configs.schema import LearnerConfig, OptimizerConfig
 from rlhf.errors import ModelError, StoreError
 from rlhf.forward import token_logprobs, token_values, use_head_in_one_call
-from rlhf.records import Answer, AnswerGroup, Prompt, RoleState
-from rlhf.rows import MicroBatch, make_micro_batches
+from rlhf.records import RoleState
+from rlhf.rows import MicroBatch
 
 T = TypeVar("T")
 Loss = Callable[[MicroBatch], tuple[torch.Tensor, dict[str, float]]]
@@ -68,7 +69,7 @@ class Learner:
         self._base, self._adapter, self._optimizer = base, adapter, optimizer
         self._head, self._world_size = head, world_size
         self._name = adapter or "model"
-        self._smallest = _one_token()
+        self._smallest = one_token()
         self._spread = base.spread
         if learner.gradient_checkpointing:
             base.enable_checkpointing()
@@ -126,19 +127,11 @@ class Learner:
         """What `forward` gives for each of this rank's micro-batches, with the adapter on and without gradients."""
         if not self._spread:
             return self._base.run(self._adapter, micro_batches, forward)
-        # Where the base is spread over the ranks, a rank without work must still take part in gathering it.
-        padded = [micro_batch or self._smallest for micro_batch in self.pad(micro_batches)]
-
-        def body(inside: MicroBatch) -> T:
-            (result,) = self._engine.module(lambda: [forward(inside)])  # its hooks take tensors or lists, not numbers
-            return result
-
-        return self._base.run(self._adapter, padded, body)[: len(micro_batches)]
+        return run_spread(self._base, self._adapter, self._engine.module, micro_batches, forward)
 
     def pad(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch | None]:
         """The micro-batches, padded with None so that every rank has as many as the fullest one."""
-        most = int(self.combine({"num_max": float(len(micro_batches))})["num_max"])
-        return [*micro_batches, *[None] * (most - len(micro_batches))]
+        return padded(micro_batches, self._base.device)
 
     def combine(self, reported: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks (maxima of names that end in `_max`), the same on every rank; ranks may lack names."""
@@ -290,13 +283,6 @@ class Learner:
             safe_set_full_optimizer_state(parameter, value, moment)
         else:
             self._engine.basic_optimizer.state[parameter][moment].copy_(value)
-
-
-def _one_token() -> MicroBatch:
-    """A pass over one prompt token and one answer token, for a rank that has nothing to do."""
-    answer = Answer(token_ids=(0,), logprobs=(0.0,), ended="eos", version=0, text="")
-    group = AnswerGroup(Prompt(id="", messages=(), token_ids=(0,)), (answer,))
-    return make_micro_batches([group], None, rows="separate", max_tokens=2)[0]
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,6 +129,16 @@ def planned(
 
     Raises PlacementError, with what would fit, if nothing does.
     """
+    resolved, found, said = _planned(recipe, stages, reach)
+    if said:
+        console.say(said)
+    return resolved, found
+
+
+def _planned(
+    recipe: Recipe, stages: Sequence[Stage], reach: Callable[[], RaySession | None]
+) -> tuple[Recipe, Plan | None, str]:
+    """(the recipe, the plan, what is to be said of it), as `planned` has it."""
     from cluster.plan.page import line
     from cluster.plan.remedies import explained
     from cluster.plan.search import Plan, plan
@@ -137,25 +147,49 @@ def planned(
 
     folder = Path(recipe.runs) / recipe.name
     if (folder / "manifest.json").exists():
-        return as_begun(recipe, folder), None
+        return as_begun(recipe, folder), None, ""
     if not recipe.cluster.plan:
-        return recipe, None
+        return recipe, None, ""
     budget = budget_of(recipe, reach())
     if budget is None:
-        console.say("plan: what memory the GPUs have is not known; the recipe is taken as it is")
-        return recipe, None
+        return recipe, None, "plan: what memory the GPUs have is not known; the recipe is taken as it is"
     asked = recipe.model_copy(update={"stages": tuple(dict.fromkeys((*recipe.stages, *stages)))})
     try:
         shape = shape_of(recipe)
     except ModelError:
-        return recipe, None  # who loads it says what is wrong
+        return recipe, None, ""  # who loads it says what is wrong
     found = plan(asked, shape, budget)
     if not isinstance(found, Plan):
         error = explained(found)
         error.remedy += " (cluster.plan=false tries it as it is.)"
         raise type(error)(error.problem, limit=error.limit, remedy=error.remedy)
-    console.say(line(found))
-    return found.recipe.model_copy(update={"stages": recipe.stages}), found
+    return found.recipe.model_copy(update={"stages": recipe.stages}), found, line(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a run here would begin with, for those who ask before."""
+
+    recipe: Recipe  # with what the plan chooses, where one can be made
+    said: str = ""  # the plan in a line
+    chosen: Mapping[str, Any] = field(default_factory=dict[str, Any])  # key -> value, of what the recipe leaves open
+    lacking: str = ""  # why nothing fits, and what would
+
+
+def foreseen(recipe: Recipe, stages: Sequence[Stage]) -> Foreseen:
+    """The recipe as a run on this machine would resolve it. Nothing is started, written or reached."""
+    from cluster.preview import gpus_here
+    from rlhf.errors import PlacementError
+
+    if recipe.cluster.address is not None:
+        return Foreseen(recipe, "plan: made when the cluster is reached" if recipe.cluster.plan else "")
+    if recipe.cluster.gpus != "auto" and recipe.cluster.gpus > gpus_here():
+        return Foreseen(recipe)  # the recipe is for another machine
+    try:
+        resolved, found, said = _planned(recipe, stages, lambda: None)
+    except PlacementError as error:
+        return Foreseen(recipe, lacking=str(error))
+    return Foreseen(resolved, said, {} if found is None else found.chosen)
 
 
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.placement import GroupPlan, Resources, place, place_crew
+from cluster.planning import foreseen
 from configs.schema import MODEL_STAGES, Recipe, Stage
 from rlhf.errors import TenfoldError
 from rlhf.rounds import key, label, schedule
@@ -26,6 +27,7 @@ Preview = dict[str, object]
 def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
     """The plan as plain values that JSON can hold. Nothing is started, written or locked.
 
+    What the recipe leaves open of placement and memory is as a run on this machine would choose it.
     What this machine lacks (model, data, GPUs) does not stop it: it stands under `missing`.
     Raises TenfoldError for what no machine could run, such as an unknown rule or a group that does not exist.
     """
@@ -35,6 +37,8 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
         RuleScorer(recipe.rules)
     stages, folder = only or recipe.stages, Path(recipe.runs) / recipe.name
     missing: list[str] = []
+    ahead = foreseen(recipe, stages)
+    recipe = ahead.recipe
     prompts = _prompts(recipe, missing)
     done = finished_stages(folder)
     asked = Resources(cpus=math.inf, gpus=recipe.cluster.gpus if recipe.cluster.gpus != "auto" else gpus_here())
@@ -46,6 +50,8 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
         gpus = max(gpus, round(crew.num_workers * crew.gpus))
     if recipe.cluster.address is None and gpus > gpus_here():
         missing.append(f"GPUs: the run takes {gpus}, this machine has {gpus_here()}")
+    if ahead.lacking:
+        missing.append(f"memory or GPUs: {ahead.lacking}")
     return {
         "name": recipe.name,
         "run": str(folder),
@@ -61,6 +67,7 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
         ],
         "model": {"path": recipe.model.path, "dtype": recipe.model.dtype, "lora_rank": recipe.lora.rank},
         "prompts": {"source": recipe.data.prompts, **prompts},
+        "plan": {"said": ahead.said, "chosen": dict(ahead.chosen)},
         "crew": _group(crew, makers) if crew else None,
         "placement": {
             "kind": recipe.cluster.placement,
@@ -110,6 +117,8 @@ def page(plan: Preview) -> RenderableType:
         Text(f"Placement: {placement['kind']}, GPUs: {placement['gpus']}", style="bold"),
         groups,
     ]
+    if said := cast(str, cast(Preview, plan["plan"])["said"]):
+        parts.append(Text(f"\n{said}"))
     missing = cast(list[str], plan["missing"])
     if missing:
         parts += [Text("\nMissing on this machine", style="bold"), *(Text(f"  - {line}") for line in missing)]

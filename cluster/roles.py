@@ -24,7 +24,7 @@ FACTORIES: Mapping[Role, str] = {
 def make_policy(site: Site, recipe: Recipe) -> Any:
     from actors.policy import Policy
 
-    return Policy(_trained_base(site, recipe), recipe, site.rank, site.world_size)
+    return Policy(_base(site, recipe), recipe, site.rank, site.world_size)
 
 
 def make_reference(site: Site, recipe: Recipe) -> Any:
@@ -36,13 +36,13 @@ def make_reference(site: Site, recipe: Recipe) -> Any:
 def make_reward(site: Site, recipe: Recipe) -> Any:
     from actors.reward import Reward
 
-    return Reward(_trained_base(site, recipe), recipe, site.rank, site.world_size)
+    return Reward(_base(site, recipe), recipe, site.rank, site.world_size)
 
 
 def make_critic(site: Site, recipe: Recipe) -> Any:
     from actors.critic import Critic
 
-    return Critic(_trained_base(site, recipe), recipe, site.rank, site.world_size)
+    return Critic(_base(site, recipe), recipe, site.rank, site.world_size)
 
 
 def make_generator(site: Site, recipe: Recipe) -> Any:
@@ -59,15 +59,11 @@ def make_generator(site: Site, recipe: Recipe) -> Any:
     )
 
 
-def _trained_base(site: Site, recipe: Recipe) -> Any:
-    """The base of a role that trains: ZeRO 3 spreads it over the group's workers."""
-    return _base(site, recipe, spread=recipe.learner.zero_stage == ZERO_3)
-
-
-def _base(site: Site, recipe: Recipe, *, spread: bool = False) -> Any:
-    """The frozen base, one for all roles of a worker."""
+def _base(site: Site, recipe: Recipe) -> Any:
+    """The frozen base, one for all roles of a worker. ZeRO 3 spreads it over the group's workers."""
     from actors.base import Base
 
+    spread = recipe.learner.zero_stage == ZERO_3
     return site.once(
         "base", lambda: Base(recipe.model, recipe.lora, seed=recipe.seed, device=site.device, spread=spread)
     )

@@ -50,9 +50,10 @@ GPUS: Mapping[str, Device] = {
     device.name: device
     for device in (
         Device(
-            "A100-40GB", 40, 39.50, 312 * TERA, 19.5 * TERA, 1.555e12, 300e9,
+            "A100-40GB", 40, 39.49, 312 * TERA, 19.5 * TERA, 1.555e12, 300e9,
             "NVIDIA A100 Tensor Core GPU data sheet (2021): BF16 312, FP32 19.5 TFLOPS, 1,555 GB/s, "
-            "NVLink 600 GB/s both ways", CAPACITY,
+            "NVLink 600 GB/s both ways",
+            CAPACITY + " (42,405,855,232 bytes)",
         ),
         Device(
             "A100-80GB", 80, 79.14, 312 * TERA, 19.5 * TERA, 2.039e12, 300e9,
@@ -73,13 +74,13 @@ GPUS: Mapping[str, Device] = {
         ),
         Device(
             "B200", 180, 178.35, 2250 * TERA, 75 * TERA, 7.7e12, 900e9,
-            "NVIDIA HGX B200: BF16 4.5 PFLOPS with sparsity, FP32 75 TFLOPS, up to 7.7 TB/s a GPU, "
+            "NVIDIA HGX B200, a GPU of eight: BF16 4.5 PFLOPS with sparsity, FP32 75 TFLOPS, 7.7 TB/s, "
             "NVLink 1.8 TB/s both ways",
             CAPACITY + " (nvidia-smi: 183,359 MiB)",
         ),
         Device(
             "L40S", 48, 44.40, 362 * TERA, 91.6 * TERA, 0.864e12, 32e9,
-            "NVIDIA L40S data sheet: BF16 362, FP32 91.6 TFLOPS, 864 GB/s, PCIe 4.0 x16",
+            "NVIDIA L40S data sheet: BF16 362 (733 with sparsity), FP32 91.6 TFLOPS, 864 GB/s, PCIe 4.0 x16",
             CAPACITY + " (nvidia-smi: 46,068 MiB; ECC of GDDR6 takes a sixteenth)",
         ),
         Device(

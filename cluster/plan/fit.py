@@ -68,7 +68,7 @@ def _made(work: Work, layout: Layout) -> tuple[Load, ...] | Shortage:
         parts = model_parts(work, layout, stage, world)
         has = room(work) // (world if work.device.is_cpu else 1)
         if parts.total > has:
-            return Shortage(stage, parts.total, has, parts, _why(parts))
+            return Shortage(stage, parts.total, has, parts, "")
         loads.append(Load(stage, (), world, 0 if work.device.is_cpu else 1, parts))
     return tuple(loads)
 
@@ -77,7 +77,7 @@ def role_parts(work: Work, layout: Layout, role: Role) -> tuple[Parts, int, int,
     """(parts on each GPU, bytes that they need, bytes that there are, why) of a role in a group of its own."""
     if role != "generator":
         parts = trainer_parts(work, layout, (role,), layout.world(role))
-        return parts, parts.total, room(work), _why(parts)
+        return parts, parts.total, room(work), ""
     chosen = _with_share(work, layout, LARGEST_SHARE)
     parts = engine_parts(work, chosen)
     has = room(work)
@@ -127,7 +127,11 @@ def _on_cpu(work: Work, layout: Layout) -> Fit | Shortage:
 
 
 def _shared(work: Work, layout: Layout) -> Fit | Shortage:
-    """A GPU holds a trainer and an engine that take turns; what torch keeps stays taken, unless it is given back."""
+    """A GPU holds a trainer and an engine that take turns.
+
+    When the turn passes, torch gives back what it keeps for the trainer's next pass (cluster/team.py), and the engine
+    sleeps.
+    """
     has = room(work)
     loads: list[Load] = []
     trainer = Parts()
@@ -135,16 +139,16 @@ def _shared(work: Work, layout: Layout) -> Fit | Shortage:
         world = layout.world("policy")
         trainer = trainer_parts(work, layout, work.hosted, world)
         if trainer.total > has:
-            return Shortage("trainer", trainer.total, has, trainer, _why(trainer))
+            return Shortage("trainer", trainer.total, has, trainer, "")
         loads.append(Load("trainer", work.hosted, world, 1, trainer))
     if not work.generates:
         return Fit(layout, tuple(loads), has - trainer.total)
-    beside = trainer.resting if work.abilities.trainer_gives_cache_back else trainer.total
+    beside = trainer.resting
     left = has - beside
     chosen = _with_share(work, layout, min(left / work.device.usable, LARGEST_SHARE)) if left > 0 else layout
     engine = engine_fixed(work, chosen)
     needs = engine.total + smallest_cache(work, chosen)
-    why = f"beside a trainer of {beside / 2**30:.1f} GiB, with a KV cache for one prompt and its answers"
+    why = f"beside a resting trainer of {beside / 2**30:.1f} GiB, with a KV cache for one prompt and its answers"
     if left <= 0 or needs > left:
         return Shortage("generator", needs, max(left, 0), engine, why)
     parts = engine_parts(work, chosen)
@@ -165,11 +169,3 @@ def _with_share(work: Work, layout: Layout, share: float) -> Layout:
     if layout.gpu_memory_share is not None or work.recipe.generator.kv_cache_gib is not None or work.device.is_cpu:
         return layout
     return replace(layout, gpu_memory_share=int(100 * share) / 100)
-
-
-def _why(parts: Parts) -> str:
-    """What the sum does not show."""
-    summed = parts.resting + parts.gradients + parts.activations + parts.logits
-    if parts.at_load > summed:
-        return "the whole base is put on each GPU before ZeRO 3 spreads it"
-    return ""

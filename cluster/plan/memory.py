@@ -45,49 +45,48 @@ class Parts:
     logits: int = 0
     kv_cache: int = 0
     overhead: int = 0
-    at_load: int = 0  # the most that loading takes at one time; no part of the sum
 
     @property
     def total(self) -> int:
         """The peak."""
-        return max(sum(getattr(self, part.name) for part in fields(self) if part.name != "at_load"), self.at_load)
+        return sum(getattr(self, part.name) for part in fields(self))
 
     @property
     def resting(self) -> int:
-        """What stays between two passes."""
+        """What stays between two passes, when torch has given back what it keeps for the next one."""
         return self.weights + self.adapters + self.optimizer + self.overhead
 
 
 def trainer_parts(work: Work, layout: Layout, roles: Iterable[Role], world: int) -> Parts:
     """A worker that plays these roles on one base. Roles take turns in it: their passes' memory is not added up.
 
-    Its base is frozen, and the reference is that base with adapters off (actors/base.py).
+    Its base is frozen, and the reference is that base with adapters off (actors/base.py). Under ZeRO 3 it is cut over
+    the workers from its first parameter on (actors/load.py), that of a reference alone too (actors/spread.py).
     """
     roles = tuple(roles)
     recipe, shape = work.recipe, work.shape
     trained: list[Role] = [role for role in roles if role in TRAINED]
-    spread = layout.zero_stage == 3 and (bool(trained) or work.abilities.reference_is_sharded)
+    spread = layout.zero_stage == 3
     base = work.dtype_bytes * shape.num_parameters
     adapter = shape.adapter_parameters(recipe.lora)
     states = [learner_state(_trained(work, role), layout.zero_stage, world) for role in trained]
-    weights, at_load = base, 0
+    weights = base
     if spread:
         gathered = work.dtype_bytes * min(shape.num_parameters, max(LIVE, shape.largest_module))
         weights = -(-base // world) + (gathered if world > 1 else 0)
-        at_load = 0 if work.abilities.base_is_sharded_at_load else base
-    frozen = 4 * adapter if "reference" in roles and recipe.adapter_from else 0
+    continues = recipe.adapter_from or recipe.adapter  # one that is there, or that `sft` of this run makes
+    frozen = -(-4 * adapter // (world if spread else 1)) if "reference" in roles and continues else 0
     tokens = work.pass_tokens(layout.micro_batch_tokens, world)
     on_cpu = work.device.is_cpu
-    overhead = CPU_PROCESS if on_cpu else CONTEXT + (NCCL if world > 1 and trained else 0)
+    overhead = CPU_PROCESS if on_cpu else CONTEXT + (NCCL if world > 1 and (trained or spread) else 0)
     return Parts(
         weights=weights,
         adapters=frozen + sum(state.adapters for state in states),
-        gradients=max((state.gradients for state in states), default=0),
-        optimizer=sum(state.optimizer for state in states) + max((state.passing for state in states), default=0),
+        gradients=max((state.gradients + state.passing for state in states), default=0),
+        optimizer=sum(state.optimizer for state in states),
         activations=activations(work, layout, tokens, trains=bool(trained)),
         logits=logits(work, tokens, roles),
         overhead=overhead,
-        at_load=at_load + overhead if at_load else 0,
     )
 
 

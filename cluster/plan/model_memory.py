@@ -57,13 +57,11 @@ def _whole(work: Work, layout: Layout, tokens: int, world: int) -> Parts:
     inside = tokens * (shape.widest * (4 + 2 * size) + 16 * shape.hidden)
     mask = tokens * tokens * (1 if work.device.is_cpu else 6)
     overhead = CPU_PROCESS if work.device.is_cpu else CONTEXT + (NCCL if world > 1 else 0)
-    at_load = 4 * num + overhead if layout.zero_stage == 3 and not work.abilities.base_is_sharded_at_load else 0
     return Parts(
         weights=state.adapters + gathered + casts,
-        gradients=state.gradients,
-        optimizer=state.optimizer + state.passing,
+        gradients=state.gradients + state.passing,
+        optimizer=state.optimizer,
         activations=kept + inside + mask,
         logits=min(CHUNK, tokens) * shape.vocab * (16 + size),
         overhead=overhead,
-        at_load=at_load,
     )

@@ -19,7 +19,7 @@ from cluster.plan.search import Plan, Refusal, settings
 from cluster.plan.work import Work, fixed
 from rlhf.wording import duration
 
-NAMES = tuple(part.name for part in fields(Parts) if part.name != "at_load")
+NAMES = tuple(part.name for part in fields(Parts))
 
 
 def to_json(found: Plan | Refusal) -> dict[str, object]:

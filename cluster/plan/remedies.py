@@ -35,7 +35,7 @@ def remedies(refusal: Refusal) -> list[str]:
 
 
 def _fits(refusal: Refusal, recipe: Recipe, budget: Budget) -> bool:
-    return fits(recipe, refusal.work.shape, budget, refusal.work.abilities)
+    return fits(recipe, refusal.work.shape, budget)
 
 
 def _more_gpus(refusal: Refusal) -> str | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.placement import Placement, Resources, place
-from cluster.plan.abilities import TODAY, Abilities
 from cluster.plan.budget import Budget
 from cluster.plan.candidates import Candidate, candidates, shortages, smallest_groups
 from cluster.plan.fit import Fit, Shortage, fit
@@ -57,7 +56,7 @@ class Refusal:
         return PlacementError(self.problem, limit=self.limit, remedy=remedy)
 
 
-def plan(recipe: Recipe, shape: Shape, budget: Budget, abilities: Abilities = TODAY) -> Plan | Refusal:
+def plan(recipe: Recipe, shape: Shape, budget: Budget) -> Plan | Refusal:
     """The plan with the shortest step that fits the budget, or a refusal that names the role that does not fit.
 
     Keys that the recipe sets are kept (`work.fixed`). Without GPUs nothing is chosen: the recipe is taken as it is, and
@@ -65,7 +64,7 @@ def plan(recipe: Recipe, shape: Shape, budget: Budget, abilities: Abilities = TO
 
     Raises PlacementError for groups that the recipe's placement does not have.
     """
-    work = Work.of(recipe, shape, budget.device, abilities)
+    work = Work.of(recipe, shape, budget.device)
     if budget.device.is_cpu:
         return _on_cpu(work, budget)
     wanted = recipe.cluster.gpus
@@ -87,9 +86,9 @@ def plan(recipe: Recipe, shape: Shape, budget: Budget, abilities: Abilities = TO
     return Plan(resolved, placement, best.fit, best.times, budget, work, best.num_gpus)
 
 
-def fits(recipe: Recipe, shape: Shape, budget: Budget, abilities: Abilities = TODAY) -> bool:
+def fits(recipe: Recipe, shape: Shape, budget: Budget) -> bool:
     """Whether `plan` would give a plan; quicker, since the first layout that fits is enough."""
-    work = Work.of(recipe, shape, budget.device, abilities)
+    work = Work.of(recipe, shape, budget.device)
     if budget.device.is_cpu:
         return isinstance(_on_cpu(work, budget), Plan)
     if recipe.cluster.gpus != "auto" and recipe.cluster.gpus > budget.num_gpus:

@@ -118,8 +118,7 @@ def _pass(work: Work, layout: Layout, role: Role, gpus_per_node: int, *, backwar
     in_a_pass = work.pass_tokens(layout.micro_batch_tokens, world)
     reached = COMPUTE_SHARE * in_a_pass / (in_a_pass + HALF_SPEED_TOKENS)
     seconds = operations / world / (work.device.flops(work.recipe.model.dtype) * reached)
-    spread = layout.zero_stage == 3 and (role != "reference" or work.abilities.reference_is_sharded)
-    if spread and world > 1:
+    if layout.zero_stage == 3 and world > 1:
         passes = math.ceil(tokens / world / in_a_pass)
         link = work.device.link if world <= gpus_per_node else min(NODE_LINK, work.device.link)
         seconds += times * passes * work.dtype_bytes * shape.num_parameters / (link * LINK_SHARE)
@@ -127,7 +126,10 @@ def _pass(work: Work, layout: Layout, role: Role, gpus_per_node: int, *, backwar
 
 
 def generate_time(work: Work, layout: Layout, cache: int) -> float:
-    """Prefill of the prompts, then decoding: each step reads the weights once and the keys and values of who runs."""
+    """Prefill of the prompts, then decoding: each step reads the weights once and the keys and values of who runs.
+
+    Answers are of full length here, so that those who find no room begin when all before them have ended.
+    """
     shape, device, width = work.shape, work.device, layout.tensor_parallel
     recipe = work.recipe
     engines = layout.world("generator")
@@ -141,6 +143,11 @@ def generate_time(work: Work, layout: Layout, cache: int) -> float:
     bandwidth = device.bandwidth * BANDWIDTH_SHARE * width
     prefill = 2 * shape.matmul_parameters * math.ceil(recipe.ppo.num_prompts / engines) * work.prompt_tokens / flops
     weights = BYTES[work.engine_dtype] * matmul / bandwidth
-    seen = running * (work.prompt_tokens + work.answer_tokens / 2) * a_token * width / bandwidth
-    step = max(weights, 2 * matmul * running / flops) + seen + DECODE_STEP_S
-    return prefill + math.ceil(answers / running) * work.answer_tokens * step
+    seen = (work.prompt_tokens + work.answer_tokens / 2) * a_token * width / bandwidth
+
+    def step(num: int) -> float:
+        """Seconds in which each of so many answers gets a token."""
+        return max(weights, 2 * matmul * num / flops) + num * seen + DECODE_STEP_S if num else 0.0
+
+    full, rest = divmod(answers, running)
+    return prefill + work.answer_tokens * (full * step(running) + step(rest))

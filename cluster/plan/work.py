@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.placement import TRAINER, Role, needed_roles
-from cluster.plan.abilities import TODAY, Abilities
 from cluster.plan.devices import Device
 from cluster.plan.shape import Shape
 from configs.schema import MODEL_STAGES, Recipe, Stage
@@ -66,15 +65,14 @@ class Work:
     recipe: Recipe
     shape: Shape
     device: Device
-    abilities: Abilities = TODAY
     roles: tuple[Role, ...] = ()
     makes: tuple[Stage, ...] = ()  # stages that make a model, before the roles start
 
     @staticmethod
-    def of(recipe: Recipe, shape: Shape, device: Device, abilities: Abilities = TODAY) -> Work:
+    def of(recipe: Recipe, shape: Shape, device: Device) -> Work:
         """The work of the roles that the recipe's stages need."""
         makes: tuple[Stage, ...] = tuple(stage for stage in MODEL_STAGES if stage in recipe.stages)
-        return Work(recipe, shape, device, abilities, needed_roles(recipe), makes)
+        return Work(recipe, shape, device, needed_roles(recipe), makes)
 
     @property
     def hosted(self) -> tuple[Role, ...]:

@@ -92,6 +92,12 @@ def same_bits(a: RoleState, b: RoleState) -> bool:
     return a.values == b.values and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
+def own_mib() -> float:
+    """Memory of this process in MiB that is no mapped file."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+
 def run_ranks(world_size: int, scenario: Scenario, model: Path, folder: Path) -> list[dict[str, Any]]:
     """What the scenario gives on each rank, each in a process of its own."""
     spawn(_rank, (world_size, scenario, model, folder), nprocs=world_size)

@@ -19,7 +19,7 @@ from actors.learner import Learner
 from actors.load import load, load_spread
 from configs.schema import Dtype, LearnerConfig, LoraConfig, ModelConfig, OptimizerConfig
 from rlhf.errors import ModelError
-from tests.actors.ranks import EPS, distance, make_groups, num_tokens, run_ranks
+from tests.actors.ranks import EPS, distance, make_groups, num_tokens, own_mib, run_ranks
 from tests.actors.test_learner import cut, loss_of
 
 pytestmark = pytest.mark.engine
@@ -155,23 +155,17 @@ def _memory(folder: Path) -> Results:
 
     def broadcast(*values: Any, **keywords: Any) -> Any:
         result = plain(*values, **keywords)
-        peaks.append(_own_mib())
+        peaks.append(own_mib())
         return result
 
-    start = _own_mib()
+    start = own_mib()
     deepspeed.comm.broadcast = broadcast
     try:
         model = load_spread(_config(folder, "bfloat16"))
     finally:
         deepspeed.comm.broadcast = plain
     num_bytes = sum(2 * p.ds_numel for p in model.parameters())
-    return {"whole": num_bytes / MIB, "peak": max(peaks) - start, "end": _own_mib() - start, "seen": len(peaks)}
-
-
-def _own_mib() -> float:
-    """Memory that is no mapped file."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
+    return {"whole": num_bytes / MIB, "peak": max(peaks) - start, "end": own_mib() - start, "seen": len(peaks)}
 
 
 def mean_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -210,6 +210,54 @@ def test_a_driver_is_read_or_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert told_by_driver() == ([("NVIDIA L40S", 46068.0)] if "L40S" in output else [])
 
 
+def dry_run(recipe_file: Path, *overrides: str) -> Any:
+    done = tenfold("run", recipe_file, *overrides, "--dry-run", "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_a_dry_run_shows_what_the_plan_chooses_as_the_run_would_have_it(
+    recipe_file: Path, console: LineConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, *[("NVIDIA H100 80GB HBM3", 81559.0)] * 4)
+    recipe = load_recipe(recipe_file)
+    resolved, _ = planned(recipe, console, recipe.stages)
+    shown = dry_run(recipe_file)
+    assert shown["placement"]["gpus"] == 4
+    groups = {group["group"]: group["workers"] for group in shown["placement"]["groups"]}
+    assert groups == resolved.cluster.workers == {"trainer": 4, "generator": 4}
+    assert shown["plan"]["said"] in said(console)
+    assert shown["plan"]["chosen"]["cluster.workers"] == groups
+    page = tenfold("run", recipe_file, "--dry-run").output
+    assert "plan: shared on 4 of 4 GPUs" in page
+    assert not Path(recipe.runs).exists()
+
+
+def test_a_dry_run_says_what_does_not_fit_and_shows_the_recipe_as_it_is(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, ("NVIDIA GeForce RTX 4090", 24564.0))
+    shown = dry_run(recipe_file)
+    lacking = next(line for line in shown["missing"] if line.startswith("memory or GPUs"))
+    assert "GiB are missing" in lacking and "It fits with" in lacking
+    assert shown["plan"] == {"said": "", "chosen": {}}
+    assert "memory or GPUs" not in "".join(dry_run(recipe_file, "cluster.plan=false")["missing"])
+
+
+def test_a_dry_run_of_a_run_that_has_begun_shows_what_it_began_with(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipe_file)
+    begun(recipe, shape_of(recipe), Budget(4, 4, GPUS["H100"]))
+    with_gpus(monkeypatch, ("NVIDIA GeForce RTX 4090", 24564.0))
+    assert dry_run(recipe_file)["placement"]["gpus"] == 4
+
+
+def test_a_dry_run_for_a_cluster_elsewhere_reaches_nothing(recipe_file: Path) -> None:
+    shown = dry_run(recipe_file, "cluster.address=10.0.0.1:6379")
+    assert shown["plan"]["said"] == "plan: made when the cluster is reached"
+
+
 def begun(recipe: Recipe, shape: Any, budget: Budget) -> Path:
     """The folder of a run that was begun with the plan for this budget."""
     found = plan(recipe, shape, budget)

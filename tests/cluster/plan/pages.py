@@ -11,7 +11,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from cluster.plan.abilities import TODAY, Abilities
 from cluster.plan.devices import GPUS
 from cluster.plan.page import comparison, page
 from cluster.plan.search import plan
@@ -22,8 +21,7 @@ from configs.load import load_recipe
 ROOT = Path(__file__).parents[3]
 DOC = ROOT / "docs" / "plan.md"
 WIDTH = 118
-SPREAD = Abilities(reference_is_sharded=True)
-BLOCK = re.compile(r"(<!-- (spread plan|plan|devices): ?([^>]*?) ?-->\n```text\n)(.*?)(\n```)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (plan|devices): ?([^>]*?) ?-->\n```text\n)(.*?)(\n```)", re.DOTALL)
 
 
 def rewritten(text: str) -> str:
@@ -32,10 +30,10 @@ def rewritten(text: str) -> str:
 
 
 def shown(kind: str, words: str) -> str:
-    """What a block of this kind holds; `spread plan` is a plan for a reference that is spread like who trains."""
+    """What a block of this kind holds."""
     out = StringIO()
     console = Console(file=out, width=WIDTH, color_system=None)
-    console.print(devices() if kind == "devices" else _page(shlex.split(words), SPREAD if "spread" in kind else TODAY))
+    console.print(devices() if kind == "devices" else _page(shlex.split(words)))
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
@@ -62,7 +60,7 @@ def devices() -> Table:
     return table
 
 
-def _page(words: list[str], abilities: Abilities) -> RenderableType:
+def _page(words: list[str]) -> RenderableType:
     """What `tenfold plan` prints for these words."""
     recipe = load_recipe(ROOT / words[0])
     options = dict(zip(words[1::2], words[2::2], strict=True))
@@ -77,7 +75,7 @@ def _page(words: list[str], abilities: Abilities) -> RenderableType:
     compared = numbers(options.get("--compare"))
     budget = budget_for(recipe, wanted, max(compared, default=None))
     shape = shape_of(recipe, wanted.model)
-    found = [plan(recipe, shape, budget.of(number), abilities) for number in compared or (budget.num_gpus,)]
+    found = [plan(recipe, shape, budget.of(number)) for number in compared or (budget.num_gpus,)]
     return comparison(found) if compared else page(found[0])
 
 

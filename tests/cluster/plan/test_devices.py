@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cluster.plan.budget import Budget
@@ -14,6 +16,14 @@ def test_usable_memory_is_less_than_the_label_and_says_its_basis() -> None:
         assert device.usable_gib < device.label_gb
         assert device.basis and device.source
         assert device.bfloat16_flops > device.float32_flops
+
+
+def test_peaks_are_dense_and_are_those_of_the_source_that_is_named() -> None:
+    for device in GPUS.values():
+        told = re.search(r"BF16 (?:with FP32 accumulate )?([\d.,]+)( PFLOPS)?( with sparsity)?", device.source)
+        assert told is not None, device.name
+        tera = float(told[1].rstrip(",").replace(",", "")) * (1000 if told[2] else 1) / (2 if told[3] else 1)
+        assert device.bfloat16_flops == pytest.approx(tera * 1e12, rel=1e-3), device.name
 
 
 @pytest.mark.parametrize(

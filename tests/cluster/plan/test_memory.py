@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.plan import memory
-from cluster.plan.abilities import TODAY, Abilities
 from cluster.plan.devices import GIB, GPUS, this_cpu
 from cluster.plan.engine_memory import engine_fixed, engine_parts, engine_rank, smallest_cache
-from cluster.plan.memory import CONTEXT, NCCL, Parts, activations, gib, learner_state, logits, trainer_parts
+from cluster.plan.memory import CONTEXT, NCCL, activations, gib, learner_state, logits, trainer_parts
 from cluster.plan.shape import Linear, Shape
 from cluster.plan.work import Layout, Work
 from tests.recipes import tiny_recipe
@@ -46,11 +45,11 @@ ADAPTER = 2 * 4 * (200 + 150 + 150 + 200 + 300 + 300 + 300)  # at rank 4
 
 @pytest.fixture
 def work(tmp_path: Path) -> Any:
-    def make(dtype: str = "bfloat16", device: str = "H100", abilities: Abilities = TODAY, **changes: Any) -> Work:
+    def make(dtype: str = "bfloat16", device: str = "H100", **changes: Any) -> Work:
         recipe = tiny_recipe("m", tmp_path, **changes)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
         where = this_cpu(16, 2) if device == "CPU" else GPUS[device]
-        return Work.of(recipe, SHAPE, where, abilities)
+        return Work.of(recipe, SHAPE, where)
 
     return make
 
@@ -100,25 +99,28 @@ def test_a_reference_of_its_own_holds_the_base_and_trains_nothing(work: Any) -> 
     assert parts.activations < trainer_parts(work(), layout(), ("policy",), 1).activations
 
 
-def test_a_continued_adapter_lies_frozen_beside_the_reference(work: Any) -> None:
-    parts = trainer_parts(work(adapter_from="somewhere"), layout(), ("reference",), 1)
-    assert parts.adapters == 4 * ADAPTER
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter_from": "somewhere"},
+        {"adapter": "law", "stages": ["sft", "ppo"], "sft": {"sources": [{"path": "x.jsonl"}]}},
+    ],
+)
+def test_a_continued_adapter_lies_frozen_beside_the_reference(work: Any, changes: dict[str, Any]) -> None:
+    made = work(**changes)
+    assert trainer_parts(made, layout(), ("reference",), 4).adapters == 4 * ADAPTER
+    assert trainer_parts(made, layout(zero_stage=3), ("reference",), 4).adapters == ADAPTER  # cut like the base
 
 
-def test_zero_3_spreads_the_base_and_actors_that_load_it_whole_first_need_the_room_for_that(work: Any) -> None:
+def test_zero_3_spreads_the_base_of_who_trains_and_of_the_reference(work: Any) -> None:
     spread = layout(zero_stage=3)
-    whole = trainer_parts(work(abilities=Abilities(base_is_sharded_at_load=False)), spread, ("policy",), 4)
-    assert whole.weights == 20 * MILLION // 4 + 20 * MILLION  # a part, and what is gathered: at most 10^9 numbers
-    assert whole.at_load == 20 * MILLION + whole.overhead
-    assert trainer_parts(work(), spread, ("policy",), 4).at_load == 0
-    assert trainer_parts(work(), layout(zero_stage=2), ("policy",), 4).at_load == 0
-
-
-def test_the_reference_is_not_spread_until_it_can_be(work: Any) -> None:
-    spread = layout(zero_stage=3)
-    assert trainer_parts(work(), spread, ("reference",), 4).weights == 20 * MILLION
-    can = work(abilities=Abilities(base_is_sharded_at_load=True, reference_is_sharded=True))
-    assert trainer_parts(can, spread, ("reference",), 4).weights == 25 * MILLION
+    for role in ("policy", "critic", "reference"):
+        # A part, and what is gathered: at most 10^9 numbers.
+        assert trainer_parts(work(), spread, (role,), 4).weights == 20 * MILLION // 4 + 20 * MILLION
+        assert trainer_parts(work(), layout(zero_stage=2), (role,), 4).weights == 20 * MILLION
+        assert trainer_parts(work(), spread, (role,), 1).weights == 20 * MILLION
+    assert trainer_parts(work(), spread, ("reference",), 4).overhead == CONTEXT + NCCL  # it gathers over the ranks
+    assert trainer_parts(work(), layout(), ("reference",), 4).overhead == CONTEXT
 
 
 def test_a_layer_keeps_for_each_token_what_is_counted_by_hand(work: Any) -> None:
@@ -178,11 +180,6 @@ def test_the_smallest_cache_holds_a_prompt_and_its_answers_in_whole_blocks(work:
 
 def test_an_engines_rank_is_the_next_that_has_kernels() -> None:
     assert [engine_rank(rank) for rank in (1, 4, 8, 9, 33, 500)] == [1, 8, 8, 16, 64, 512]
-
-
-def test_loading_counts_where_it_takes_more_than_the_work() -> None:
-    assert Parts(weights=5, optimizer=2).total == 7
-    assert Parts(weights=5, optimizer=2, at_load=9).total == 9
 
 
 def test_bytes_are_said_as_people_read_them() -> None:

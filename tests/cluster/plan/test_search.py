@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.placement import needed_roles
-from cluster.plan.abilities import TODAY, Abilities
 from cluster.plan.budget import Budget
 from cluster.plan.devices import GPUS, this_cpu
 from cluster.plan.fit import room
@@ -25,7 +24,6 @@ from configs.schema import Recipe
 from rlhf.errors import PlacementError
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
-ALL_ABLE = Abilities(base_is_sharded_at_load=True, reference_is_sharded=True, trainer_gives_cache_back=True)
 
 
 def a_recipe(**changes: Any) -> Recipe:
@@ -45,8 +43,8 @@ def shape(name: str) -> Shape:
     return shape_of(a_recipe(), name)
 
 
-def planned(recipe: Recipe, model: str, gpus: int, device: str, abilities: Abilities = TODAY) -> Plan | Refusal:
-    return plan(recipe, shape(model), Budget(gpus, 8, GPUS[device]), abilities)
+def planned(recipe: Recipe, model: str, gpus: int, device: str) -> Plan | Refusal:
+    return plan(recipe, shape(model), Budget(gpus, 8, GPUS[device]))
 
 
 def a_plan(found: Plan | Refusal) -> Plan:
@@ -85,16 +83,15 @@ cases = st.tuples(
     st.sampled_from(sorted(RECIPE_CHANGES)),
     st.sampled_from(["qwen2.5-0.5b", "qwen2.5-7b", "llama-3.1-70b"]),
     budgets,
-    st.sampled_from([TODAY, ALL_ABLE]),
 )
 
 
 @given(cases)
 @settings(deadline=None, max_examples=80, derandomize=True)
 def test_a_plan_takes_no_more_than_there_is_and_gives_every_role_a_place(case: Any) -> None:
-    change, model, budget, abilities = case
+    change, model, budget = case
     recipe = a_recipe(**RECIPE_CHANGES[change])
-    found = plan(recipe, shape(model), budget, abilities)
+    found = plan(recipe, shape(model), budget)
     if isinstance(found, Refusal):
         assert found.role and found.problem and found.limit
         return
@@ -122,26 +119,26 @@ def test_a_plan_takes_no_more_than_there_is_and_gives_every_role_a_place(case: A
 @given(cases)
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_what_fits_in_n_gpus_fits_in_one_more(case: Any) -> None:
-    change, model, budget, abilities = case
+    change, model, budget = case
     recipe = a_recipe(**RECIPE_CHANGES[change])
-    if fits(recipe, shape(model), budget, abilities):
-        assert fits(recipe, shape(model), budget.of(budget.num_gpus + 1), abilities)
+    if fits(recipe, shape(model), budget):
+        assert fits(recipe, shape(model), budget.of(budget.num_gpus + 1))
 
 
 @given(cases)
 @settings(deadline=None, max_examples=30, derandomize=True)
 def test_a_budget_fits_exactly_if_there_is_a_plan_for_it(case: Any) -> None:
-    change, model, budget, abilities = case
+    change, model, budget = case
     recipe = a_recipe(**RECIPE_CHANGES[change])
-    found = plan(recipe, shape(model), budget, abilities)
-    assert isinstance(found, Plan) == fits(recipe, shape(model), budget, abilities)
+    found = plan(recipe, shape(model), budget)
+    assert isinstance(found, Plan) == fits(recipe, shape(model), budget)
 
 
 @given(cases)
 @settings(deadline=None, max_examples=20, derandomize=True)
 def test_the_number_of_gpus_that_a_refusal_names_fits_and_one_less_does_not(case: Any) -> None:
-    change, model, budget, abilities = case
-    found = plan(a_recipe(**RECIPE_CHANGES[change]), shape(model), budget, abilities)
+    change, model, budget = case
+    found = plan(a_recipe(**RECIPE_CHANGES[change]), shape(model), budget)
     named = (
         [words for words in remedies(found) if words.split()[1:] in (["GPU"], ["GPUs"])]
         if isinstance(found, Refusal)
@@ -151,8 +148,8 @@ def test_the_number_of_gpus_that_a_refusal_names_fits_and_one_less_does_not(case
         number = int(words.split()[0])
         assert number > budget.num_gpus
         recipe = a_recipe(**RECIPE_CHANGES[change])
-        assert fits(recipe, shape(model), budget.of(number), abilities)
-        assert not fits(recipe, shape(model), budget.of(number - 1), abilities)
+        assert fits(recipe, shape(model), budget.of(number))
+        assert not fits(recipe, shape(model), budget.of(number - 1))
 
 
 @pytest.mark.parametrize(
@@ -175,20 +172,24 @@ def test_more_gpus_make_a_step_shorter() -> None:
     assert steps == sorted(steps, reverse=True)
 
 
-def test_a_base_that_no_gpu_holds_is_refused_by_the_role_that_holds_it() -> None:
-    found = a_refusal(planned(a_recipe(), "llama-3.1-70b", 64, "H100"))
-    assert found.role == "reference"
+def test_a_base_that_no_gpu_holds_is_spread_with_its_reference_where_there_are_gpus_enough() -> None:
+    refused = a_refusal(planned(a_recipe(), "llama-3.1-70b", 8, "H100"))
+    assert "at least" in refused.problem and refused.shortage is None
+    found = a_plan(planned(a_recipe(), "llama-3.1-70b", 64, "H100"))
+    assert found.fit.layout.zero_stage == 3 and found.fit.layout.placement == "separate"
+    assert found.fit.layout.tensor_parallel > 1
+    reference = next(load for load in found.fit.loads if load.group == "reference")
+    assert reference.num_workers > 1 and reference.parts.weights < 2 * 70.55e9 / reference.num_workers + 2.2e9
+
+
+def test_a_base_that_no_gpu_holds_is_refused_where_the_recipe_keeps_it_whole() -> None:
+    recipe = a_recipe(learner={"zero_stage": 0}, cluster={"placement": "separate"})
+    found = a_refusal(planned(recipe, "llama-3.1-70b", 64, "H100"))
+    assert found.role in ("policy", "critic", "reward")
     assert found.shortage is not None and found.shortage.needs > 131 * 2**30  # 2 bytes of 70.55e9 parameters
     assert "GiB are missing" in found.problem
     assert not [words for words in remedies(found) if words.endswith("GPUs")]
-
-
-def test_a_base_that_is_spread_from_the_start_fits_where_there_are_gpus_enough() -> None:
-    refused = a_refusal(planned(a_recipe(), "llama-3.1-70b", 8, "H100", ALL_ABLE))
-    assert "at least" in refused.problem and refused.shortage is None
-    found = a_plan(planned(a_recipe(), "llama-3.1-70b", 64, "H100", ALL_ABLE))
-    assert found.fit.layout.zero_stage == 3 and found.fit.layout.placement == "separate"
-    assert found.fit.layout.tensor_parallel > 1
+    assert "learner.zero_stage left to the plan" in str(explained(found))
 
 
 def test_a_refusal_names_the_nearest_change_that_fits() -> None:
