@@ -16,6 +16,7 @@ from cluster.console import make_console
 from cluster.gpus import GPUS_PER_NODE, budget_here, budget_of, this_machine
 
 if TYPE_CHECKING:
+    from cluster.plan.abilities import Abilities
     from cluster.plan.budget import Budget
     from cluster.plan.search import Plan, Refusal
     from cluster.ray_session import RaySession
@@ -58,7 +59,12 @@ def register(app: typer.Typer) -> None:
             nonlocal fits
             from cluster.plan.page import comparison, page, to_json
             from cluster.plan.search import Plan
+            from rlhf.errors import PlacementError
 
+            if compare is not None and gpus is not None:
+                raise PlacementError(
+                    "--compare names the numbers of GPUs itself.", remedy="Leave --gpus or --compare out."
+                )
             found = plans(recipe, overrides or (), wanted, numbers(compare))
             fits = any(isinstance(one, Plan) for one in found)
             if as_json:
@@ -85,8 +91,18 @@ class Wanted:
     model: str | None
 
 
-def plans(path: str, overrides: Sequence[str], wanted: Wanted, compared: Sequence[int] = ()) -> list[Plan | Refusal]:
-    """A plan or a refusal for the budget, or for each of the compared numbers of GPUs."""
+def plans(
+    path: str,
+    overrides: Sequence[str],
+    wanted: Wanted,
+    compared: Sequence[int] = (),
+    abilities: Abilities | None = None,
+) -> list[Plan | Refusal]:
+    """A plan or a refusal for the budget, or for each of the compared numbers of GPUs.
+
+    `abilities`: those of other actors than today's.
+    """
+    from cluster.plan.abilities import TODAY
     from cluster.plan.search import plan
     from cluster.plan.shape import shape_of
     from configs.load import load_recipe
@@ -98,7 +114,8 @@ def plans(path: str, overrides: Sequence[str], wanted: Wanted, compared: Sequenc
         recipe = opened(recipe, ["cluster.gpus"])  # the command line's number is meant
     budget = budget_for(recipe, wanted, max(compared, default=None))
     shape = shape_of(recipe, wanted.model)
-    return [plan(recipe, shape, budget.of(number)) for number in compared or (budget.num_gpus,)]
+    able = abilities or TODAY
+    return [plan(recipe, shape, budget.of(number), able) for number in compared or (budget.num_gpus,)]
 
 
 def numbers(text: str | None) -> tuple[int, ...]:
