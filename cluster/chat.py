@@ -25,13 +25,19 @@ class Chat:
     ) -> None:
         import openai
 
-        self._client = openai.OpenAI(
-            base_url=api_url(url),
-            api_key=key or "none",  # the client wants one; an endpoint without a key does not look
-            timeout=openai.Timeout(ANSWER_S, connect=CONNECT_S),
-            max_retries=0,
-        )
-        self._errors, self._out, self._url = openai.OpenAIError, out, api_url(url)
+        try:
+            self._client = openai.OpenAI(
+                base_url=api_url(url),
+                api_key=key or "none",  # the client wants one; an endpoint without a key does not look
+                timeout=openai.Timeout(ANSWER_S, connect=CONNECT_S),
+                max_retries=0,
+            )
+        except Exception as error:  # what it raises for a URL that is none is of no kind that is documented
+            raise ServeError(
+                f"{url} is no address of an endpoint: {error}.", remedy="Give it as http://HOST:8000."
+            ) from error
+        self._errors = (openai.OpenAIError, UnicodeError)  # the second of a host's name that is none
+        self._out, self._url = out, api_url(url)
         self._system = [{"role": "system", "content": system}] if system else []
         self.history: list[dict[str, str]] = []
         self.models = self._list_models()

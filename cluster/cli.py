@@ -76,7 +76,7 @@ def resume(
     no_secrets: NoSecrets = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its folder alone; or from its mirror (s3://...)."""
-    if address:
+    if address is not None:
         resume_there(run, overrides or [], accept or [], address, detach=detach, no_secrets=no_secrets, as_json=as_json)
         return
     console = make_console(sys.stderr if as_json else sys.stdout)

@@ -198,7 +198,7 @@ def doctor(
         from cluster.ray_jobs import RayJobs, access
         from cluster.submit import Asked
 
-        if address:
+        if address is not None:
             jobs = RayJobs(address)
             asked = Asked(working_dir, no_secrets=no_secrets, python=python)
             checks = doctor_there(jobs, access(jobs.address), asked, console, generates=generator)

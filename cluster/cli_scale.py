@@ -57,7 +57,7 @@ def scaled(
     Raises PlacementError where the run refuses; StoreError where there is no such run.
     """
     from cluster.replan_by_plan import planner_of
-    from cluster.runs import find_run
+    from cluster.runs import find_run, is_done
     from cluster.scale import ask, change_at_rest, is_running, parse
     from configs.load import load_recipe
     from rlhf.manifest import RECIPE, read_manifest
@@ -77,7 +77,10 @@ def scaled(
         return {"run": str(folder), "answer": answer}
     if answer == "at_rest":
         change_at_rest(folder, request, planner)
-        console.say(f"`tenfold resume {folder}` goes on in the new size")
+        if is_done(folder):
+            console.say("the run is done; it has the new size if it is made longer (--accept)")
+        else:
+            console.say(f"`tenfold resume {folder}` goes on in the new size")
     else:
         console.say("taken: the run saved, and goes on in the new size")
     size = load_recipe(folder / RECIPE).cluster
@@ -86,6 +89,7 @@ def scaled(
 
 def _answer(folder: Path, request: Request, console: StreamConsole) -> str:
     """Taken once the run took it; at_rest if the run ended before."""
+    from cluster.running import Terminated
     from cluster.scale import REFUSED, TAKEN, answer_to, is_running, pending, withdraw
     from rlhf.errors import PlacementError
 
@@ -104,6 +108,6 @@ def _answer(folder: Path, request: Request, console: StreamConsole) -> str:
                 if not runs and withdraw(folder, request):
                     return "at_rest"
                 time.sleep(LOOK_S)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         withdraw(folder, request)
         raise

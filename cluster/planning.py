@@ -58,7 +58,12 @@ def register(app: typer.Typer) -> None:
             nonlocal fits
             from cluster.plan.page import comparison, page, to_json
             from cluster.plan.search import Plan
+            from rlhf.errors import PlacementError
 
+            if compare is not None and gpus is not None:
+                raise PlacementError(
+                    "--compare names the numbers of GPUs itself.", remedy="Leave --gpus or --compare out."
+                )
             found = plans(recipe, overrides or (), wanted, numbers(compare))
             fits = any(isinstance(one, Plan) for one in found)
             if as_json:

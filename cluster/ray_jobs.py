@@ -181,8 +181,12 @@ class RayJobs:
 
 def checked(address: str) -> str:
     """The address of a job server without what is too much. Raises JobError for anything else."""
-    parts = urllib.parse.urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        _ = parts.port  # raises where it is none
+    except ValueError:
+        parts = None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
         raise JobError(
             f"--address {address} is no address of a job server.",
             limit="It is that of the head node's dashboard, without user or password.",

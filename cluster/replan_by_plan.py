@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # What a run keeps if it can: another ZeRO stage or placement is restored too, but reads and moves more.
 KEPT = frozenset({"cluster.placement", "learner.zero_stage", "generator.tensor_parallel"})
+MANY = 4096  # GPUs of a cluster that is not known: enough for any workers
 OF_SIZE = frozenset({"cluster.gpus", "cluster.workers"})
 
 
@@ -60,20 +61,26 @@ class ByPlan:
         except PlacementError:
             if left.gpus < 1:
                 raise
-            return self._planned(recipe, min(asked, int(left.gpus)), left, OF_SIZE)
+            return self._planned(recipe, min(asked, int(left.gpus)), left, OF_SIZE) or self._own.narrowed(recipe, left)
         return recipe
 
     def scaled(self, recipe: Recipe, size: Size, there: Resources | None) -> Recipe:
         """The plan for so many GPUs, or for the workers that are asked for."""
         if size.gpus is None:
-            wider = self._own.scaled(recipe, size, there)
-            return self._planned(wider, self._most(wider, there), there, frozenset({"cluster.gpus"}))
-        if there is not None and there.gpus < size.gpus and not recipe.cluster.autoscale:
-            return self._own.scaled(recipe, size, there)  # says how many are missing
-        return self._planned(recipe, size.gpus, there, OF_SIZE)
+            most = self._most(recipe, there)
+            asked = self._own.scaled(_with(recipe, gpus=most), size, there)
+            found = self._planned(asked, most, there, frozenset({"cluster.gpus"}))
+        elif there is not None and there.gpus < size.gpus and not recipe.cluster.autoscale:
+            found = None  # the own placement says how many are missing
+        else:
+            found = self._planned(recipe, size.gpus, there, OF_SIZE)
+        return found or self._own.scaled(recipe, size, there)
 
-    def _planned(self, recipe: Recipe, num_gpus: int, room: Resources | None, of_size: frozenset[str]) -> Recipe:
-        """What `plan` makes of the recipe, with as few of the run's settings changed as can be."""
+    def _planned(self, recipe: Recipe, num_gpus: int, room: Resources | None, of_size: frozenset[str]) -> Recipe | None:
+        """What `plan` makes of the recipe, with as few of the run's settings changed as can be.
+
+        None: the model has no layout that can be counted.
+        """
         from cluster.plan.remedies import explained
         from cluster.plan.search import Plan, plan
         from cluster.plan.shape import shape_of
@@ -81,8 +88,8 @@ class ByPlan:
 
         try:
             shape = shape_of(recipe)
-        except ModelError:  # not a layout that can be counted
-            return self._own.scaled(recipe, Size(gpus=num_gpus), room)
+        except ModelError:
+            return None
         free = self._chosen - {"cluster.gpus", "cluster.workers"}
         found = None
         for keys in (free - KEPT | of_size, free | of_size):
@@ -100,6 +107,11 @@ class ByPlan:
         return replace(self._budget, num_gpus=num_gpus, gpus_per_node=fewest)
 
     def _most(self, recipe: Recipe, there: Resources | None) -> int:
-        if there is not None:
-            return int(there.gpus)
-        return self._budget.num_gpus if recipe.cluster.gpus == "auto" else recipe.cluster.gpus
+        """GPUs that workers may take: as many as people fixed, else all."""
+        if recipe.cluster.gpus != "auto" and "cluster.gpus" not in self._chosen:
+            return recipe.cluster.gpus
+        return MANY if there is None or recipe.cluster.autoscale else int(there.gpus)
+
+
+def _with(recipe: Recipe, *, gpus: int) -> Recipe:
+    return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"gpus": gpus})})

@@ -76,6 +76,13 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, tuple
     return recipe, tuple(asked) if under_way else recipe.stages
 
 
+def is_done(folder: Path) -> bool:
+    """Whether all stages of the run's recipe are done, so that there is nothing to go on with."""
+    done = read_manifest(folder)["stages"]
+    recipe, stages = load_run(folder)
+    return all(key(*step) in done for step in schedule(stages, recipe.rounds))
+
+
 def list_runs(runs: Path) -> list[RunRow]:
     """What each run of a folder is at, oldest first; read without taking any run's lock."""
     folders = [path.parent for path in runs.glob("*/manifest.json")]

@@ -15,7 +15,7 @@ from cluster.placement import Resources
 from cluster.replan import Planner, Size
 from configs.load import load_recipe
 from configs.schema import GroupName, Recipe
-from configs.section import Positive, Section
+from configs.section import Section
 from rlhf.disk import write_file
 from rlhf.errors import PlacementError, StoreError
 from rlhf.events import EVENTS
@@ -27,15 +27,17 @@ from rlhf.store import RunStore
 REQUEST = "scale.json"  # in the run folder, as long as it is not answered
 TAKEN, REFUSED = "taken", "refused"
 MOST_SHOWN = 1 << 16  # bytes of events that are read for an answer
+MOST = 4096  # GPUs, or workers of a group, as for `tenfold plan`
+Number = Annotated[int, Field(gt=0, le=MOST)]
 
 
 class Request(Section):
     """What the file holds."""
 
     id: str
-    gpus: Positive | None = None
-    workers: Positive | None = None  # of every group
-    by_group: Annotated[dict[GroupName, Positive], Field(min_length=1)] | None = None
+    gpus: Number | None = None
+    workers: Number | None = None  # of every group
+    by_group: Annotated[dict[GroupName, Number], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -55,13 +57,16 @@ def parse(gpus: int | None, workers: str | None) -> Request:
     """
     if (gpus is None) == (workers is None):
         raise PlacementError(
-            "A run is scaled to one size." if gpus else "No size was given.",
+            "No size was given." if gpus is None else "A run is scaled to one size.",
             remedy="Give --gpus N, or --workers N or GROUP=N,... where there are no GPUs.",
         )
     asked: dict[str, object] = {"gpus": gpus}
     if workers is not None:
         parts = [part.partition("=") for part in workers.split(",")]
         alone = len(parts) == 1 and not parts[0][1]
+        names = [name for name, _, _ in parts]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise PlacementError(f"--workers {workers} gives {', '.join(twice)} two sizes.", remedy="Name it once.")
         asked = {"workers": parts[0][0]} if alone else {"by_group": {name: number for name, _, number in parts}}
     try:
         return Request.model_validate({"id": uuid.uuid4().hex, **asked})
@@ -69,7 +74,7 @@ def parse(gpus: int | None, workers: str | None) -> Request:
         given = f"--gpus {gpus}" if workers is None else f"--workers {workers}"
         raise PlacementError(
             f"{given} is no size of a run: {error.errors()[0]['msg']}.",
-            limit="Numbers are 1 or more.",
+            limit=f"Numbers are 1 to {MOST}.",
             remedy="Write --gpus 8, --workers 2 or --workers trainer=2,generator=1.",
         ) from error
 

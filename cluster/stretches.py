@@ -70,8 +70,11 @@ class Stretches:
         """
         left = list(steps)
         while left:
+            left_for, self._wanted = self._wanted, None  # meanwhile it may have been taken back, or asked otherwise
             if self._is_to_leave():
                 self._resize()
+            elif left_for is not None:
+                self._console.say("another size is not asked for any more: goes on as before")
             before = self._look() if self._look else None
             if before is not None:
                 self._recipe = settled(self._recipe, before)
@@ -92,6 +95,7 @@ class Stretches:
                 try:
                     run_stage(stage, round, context)
                 except StageLeft:
+                    self._store.rewind()
                     return
                 del left[0]
                 if left and self._is_to_leave():
@@ -106,7 +110,7 @@ class Stretches:
     def _resize(self) -> None:
         """Takes up the size that was asked for."""
         assert self._wanted is not None
-        self._store.rewind()
+        self._store.rewind()  # between two stages, too: what it holds of journals may be of files that are replaced
         self._requests.take(self._wanted)
         self._recipe = self._asked = self._wanted
         self._wanted = None

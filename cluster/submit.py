@@ -87,6 +87,7 @@ class Submission:
 
 def prepare(recipe: Recipe, asked: Asked, environ: Mapping[str, str] = os.environ) -> Submission:
     """A recipe as a job. Raises JobError for what could not work there; nothing is uploaded yet."""
+    _check_folder(asked)
     places = places_of(recipe, asked.folder)
     packed = [file for place in places for file in place.files]
     there = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": "auto"})})
@@ -169,8 +170,7 @@ def _submission(
     secret_values: Mapping[str, str],
     environ: Mapping[str, str],
 ) -> Submission:
-    if not asked.folder.is_dir():
-        raise JobError(f"--working-dir {asked.folder}: there is no such folder.")
+    _check_folder(asked)
     for wanted in asked.include:
         if os.path.isabs(wanted) or os.path.normpath(wanted).startswith("..") or not (asked.folder / wanted).exists():
             raise JobError(f"--include {wanted}: there is nothing of that name in {asked.folder.resolve()}.")
@@ -190,6 +190,11 @@ def _submission(
     )
     files = tuple(files_of(asked.folder, [*packed, *asked.include]))
     return Submission(job, tuple(places), files, written, tuple(secret_values), asked.folder)
+
+
+def _check_folder(asked: Asked) -> None:
+    if not asked.folder.is_dir():
+        raise JobError(f"--working-dir {asked.folder}: there is no such folder.")
 
 
 def _open_variables(pairs: Sequence[str]) -> dict[str, str]:

@@ -163,7 +163,8 @@ def _read(path: Path) -> Tree:
 
 
 def _neighbours(path: Path) -> str:
-    names = sorted(str(other) for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    found = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
+    names = sorted(str(other) for other in found if not other.name.startswith("."))  # those are other tools'
     near = difflib.get_close_matches(str(path), names, n=1)
     if near:
         return f" Did you mean {near[0]}?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.placement import TRAINER, Role
+from cluster.placement import ROLES, TRAINER, Role
 from cluster.plan.budget import Budget
 from cluster.plan.fit import Fit, Shortage, fit, role_parts
 from cluster.plan.times import ByRole, Times, combine, estimate, generate_time, role_times
@@ -48,7 +48,7 @@ def open_keys(work: Work, budget: Budget) -> Open:
     limit = budget.num_gpus if cluster.gpus == "auto" else min(cluster.gpus, budget.num_gpus)
     share = "generator.gpu_memory_share" in keys and generator.kv_cache_gib is None
     return Open(
-        _placements(work) if "cluster.placement" not in keys else (cluster.placement,),
+        _placements(work),
         (0, 2, 3) if "learner.zero_stage" not in keys else (learner.zero_stage,),
         MICRO_BATCHES if "learner.micro_batch_tokens" not in keys else (learner.micro_batch_tokens,),
         (False, True) if "learner.gradient_checkpointing" not in keys else (learner.gradient_checkpointing,),
@@ -60,10 +60,14 @@ def open_keys(work: Work, budget: Budget) -> Open:
 
 
 def _placements(work: Work) -> tuple[str, ...]:
-    """Those that have the groups whose workers the recipe sets."""
-    asked = set(work.recipe.cluster.workers) - ({TRAINER} if work.makes else set())
-    groups = {"shared": {TRAINER, "generator"}, "separate": set(work.roles)}
-    return tuple(name for name, has in groups.items() if asked <= has) or ("shared",)
+    """Those that have the groups whose workers the recipe sets, and that do what it asks for."""
+    cluster = work.recipe.cluster
+    asked = set(cluster.workers) - ({TRAINER} if work.makes else set())
+    groups = {"shared": {TRAINER, "generator"}, "separate": set(ROLES)}
+    found = tuple(name for name, has in groups.items() if asked <= has) or ("shared",)
+    if "cluster.placement" in fixed(work.recipe):
+        found = (cluster.placement,)
+    return tuple(name for name in found if name == "separate" or not work.overlaps)
 
 
 def candidates(work: Work, budget: Budget, *, grows: bool = True) -> Iterator[Candidate]:

@@ -174,10 +174,9 @@ def _named(name: str, memory_gb: float | None) -> Device | None:
     wanted = _letters(name)
     if len(wanted) < SHORTEST_NAME:
         return None
-    found = [device for device in GPUS.values() if _letters(device.name) in wanted or wanted in _letters(device.name)]
+    found = [device for device in GPUS.values() if _says(name, device.name) or wanted in _letters(device.name)]
     if not found:
-        family = [device for device in GPUS.values() if _letters(device.name.partition("-")[0]) in wanted]
-        found = family
+        found = [device for device in GPUS.values() if _says(name, device.name.partition("-")[0])]
     if memory_gb is not None:
         found = sorted(found, key=lambda device: abs(device.label_gb - memory_gb))
     if len(found) > 1 and memory_gb is None:
@@ -185,6 +184,12 @@ def _named(name: str, memory_gb: float | None) -> Device | None:
         sized = [device for device in found if f"{device.label_gb:g}gb" in wanted]
         found = sized or sorted(found, key=lambda device: device.label_gb)
     return found[0] if found else None
+
+
+def _says(text: str, name: str) -> bool:
+    """Whether the text holds the name as a whole: neither an H1000 nor a GH100 is an H100."""
+    parts = r"[^a-z0-9]*".join(re.findall(r"[a-z]+|[0-9]+", name.lower()))
+    return re.search(rf"(?<![a-z0-9]){parts}(?![0-9])", text.lower()) is not None
 
 
 def _letters(text: str) -> str:

@@ -75,8 +75,9 @@ def plan(recipe: Recipe, shape: Shape, budget: Budget) -> Plan | Refusal:
         )  # fmt: skip
     if not work.roles and not work.makes:
         return Plan(recipe, Placement(()), Fit(as_written(recipe), (), 0), Times(0, 0, 0, 0), budget, work, 0)
-    if "cluster.placement" in fixed(recipe) and recipe.cluster.workers:
-        place(opened(recipe, ["cluster.gpus"]), Resources(math.inf, MANY), work.roles)  # it has the groups that are set
+    if "cluster.placement" in fixed(recipe) and (recipe.cluster.workers or work.overlaps):
+        # It has the groups that are set, and a generator that is free while others train.
+        place(opened(recipe, ["cluster.gpus"]), Resources(math.inf, MANY), work.roles)
     found = list(candidates(work, budget))
     if not found:
         return _refusal(work, budget)

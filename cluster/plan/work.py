@@ -89,6 +89,11 @@ class Work:
         return "generator" in self.roles
 
     @property
+    def overlaps(self) -> bool:
+        """Whether answers are written while others are learnt from: the generator then has GPUs of its own."""
+        return "ppo" in self.recipe.stages and self.recipe.ppo.max_staleness > 0
+
+    @property
     def prompt_tokens(self) -> int:
         """The longest prompt: what memory must hold."""
         return self.recipe.data.max_prompt_tokens

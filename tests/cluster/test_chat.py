@@ -156,6 +156,8 @@ def test_an_unknown_model_and_an_endpoint_that_is_not_there_are_one_message_and_
 
     assert "There is no model 'nobody'. There are base, law, policy." in run(endpoint.url, "--model", "nobody")
     assert "http://127.0.0.1:9/v1 cannot be used" in run("http://127.0.0.1:9")
+    assert "http://127.0.0.1:one is no address of an endpoint" in run("http://127.0.0.1:one")
+    assert "http://../v1 cannot be used" in run("http://..")
     assert "There is no run nothing-here" in run("nothing-here")
 
 

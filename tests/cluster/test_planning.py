@@ -110,6 +110,8 @@ def test_without_a_gpu_a_plan_weighs_the_processes_against_this_machines_memory(
         (("--gpu", "H100"), "It is not known how many GPUs there are."),
         (("--gpus", 1, "--gpu", "V100"), "not in the table of devices"),
         (("--gpus", 1, "--gpu-memory", "much"), "that is not an amount of memory"),
+        (("--gpus", 1, "--gpu", "H1000"), "not in the table of devices"),
+        (("--compare", "1,2", "--gpus", 4, "--gpu", "H100"), "--compare names the numbers of GPUs itself"),
         (("--compare", "1,x", "--gpu", "H100"), "these are not numbers of GPUs"),
         (("--gpus", 1, "--gpu", "H100", "--model", "gpt-9"), "none of that name is known"),
     ],

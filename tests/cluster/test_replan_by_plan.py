@@ -22,7 +22,9 @@ from configs.schema import Recipe
 from rlhf.errors import PlacementError
 
 
-def begun(folder: Path, gpus: int, model: str = "qwen2.5-7b", **cluster: Any) -> tuple[Recipe, Planner]:
+def begun(
+    folder: Path, gpus: int, model: str = "qwen2.5-7b", ppo: dict[str, Any] | None = None, **cluster: Any
+) -> tuple[Recipe, Planner]:
     """The recipe of a run that was planned for so many H100s, eight on a node, and its planner."""
     recipe = Recipe.model_validate(
         {
@@ -31,7 +33,7 @@ def begun(folder: Path, gpus: int, model: str = "qwen2.5-7b", **cluster: Any) ->
             "data": {"prompts": "prompts.jsonl", "max_prompt_tokens": 512},
             "sampling": {"max_answer_tokens": 512},
             "rules": [{"name": "short"}],
-            "ppo": {"num_prompts": 32},
+            "ppo": ppo or {"num_prompts": 32},
             "cluster": cluster,
         }
     )
@@ -79,6 +81,32 @@ def test_a_run_grows_to_what_it_is_given_and_back(tmp_path: Path) -> None:
     assert wide.cluster.gpus == 16
     assert sum(wide.cluster.workers.values()) > sum(recipe.cluster.workers.values())
     assert planner.scaled(wide, Size(gpus=8), None).cluster == recipe.cluster
+
+
+@pytest.mark.parametrize("there", [None, hosts(8, 8)])
+def test_more_workers_take_the_gpus_that_they_need(tmp_path: Path, there: Resources | None) -> None:
+    recipe, planner = begun(tmp_path, 2)
+    wide = planner.scaled(recipe, Size(workers=4), there)
+    assert wide.cluster.workers == {"trainer": 4, "generator": 4} and wide.cluster.gpus == 4
+    back = planner.scaled(wide, Size(by_group={"trainer": 2, "generator": 2}), there)
+    assert back.cluster == recipe.cluster
+
+
+def test_more_workers_than_there_are_gpus_or_than_people_allow_are_refused(tmp_path: Path) -> None:
+    recipe, planner = begun(tmp_path, 2)
+    with pytest.raises(PlacementError, match="2 are missing"):
+        planner.scaled(recipe, Size(workers=4), hosts(2))
+    fixed = ByPlan(Budget(2, 8, GPUS["H100"]), ["cluster.workers"], OwnPlacement())
+    with pytest.raises(PlacementError, match=r"2 are missing.*cluster.gpus=2"):
+        fixed.scaled(recipe, Size(workers=4), hosts(8))
+
+
+def test_a_run_that_writes_answers_ahead_is_not_planned_onto_shared_gpus(tmp_path: Path) -> None:
+    recipe, planner = begun(tmp_path, 16, ppo={"num_prompts": 32, "max_staleness": 1})
+    found = planner.narrowed(recipe, hosts(6))
+    assert found.cluster.placement == "separate" and place(found, hosts(6))
+    with pytest.raises(PlacementError, match="at least 5 GPUs"):
+        planner.narrowed(recipe, hosts(4))
 
 
 def test_more_gpus_than_there_are_are_refused_with_their_number(tmp_path: Path) -> None:

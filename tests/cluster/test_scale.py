@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,11 @@ def told(result: Result) -> str:
     [
         ([], "No size was given. Give --gpus N, or --workers N"),
         (["--gpus", "4", "--workers", "2"], "scaled to one size"),
+        (["--gpus", "0", "--workers", "2"], "scaled to one size"),
         (["--gpus", "0"], "--gpus 0 is no size of a run"),
+        (["--gpus", "100000000000"], "Numbers are 1 to 4096"),
+        (["--workers", "100000000000"], "Numbers are 1 to 4096"),
+        (["--workers", "trainer=1,generator=1,trainer=3"], "gives trainer two sizes"),
         (["--workers", "none"], "--workers none is no size of a run"),
         (["--workers", "0"], "--workers 0 is no size"),
         (["--workers", "trainer=two"], "--workers trainer=two is no size"),
@@ -84,6 +90,29 @@ def test_gpus_are_set_for_a_run_that_does_not_run(folder: Path) -> None:
     assert scale(folder, "--gpus", "4").exit_code == 0
     cluster = load_recipe(folder / "recipe.yaml").cluster
     assert (cluster.gpus, cluster.workers) == (4, {"trainer": 4})
+
+
+def test_a_run_that_is_done_is_not_said_to_go_on(recipe: Recipe, folder: Path) -> None:
+    with RunStore.open(recipe.runs, recipe) as store:
+        for stage in recipe.stages:
+            store.finish(stage, {})
+    result = scale(folder, "--workers", "3")
+    assert result.exit_code == 0 and "the run is done" in told(result) and "resume" not in told(result)
+    assert load_recipe(folder / "recipe.yaml").cluster.workers["trainer"] == 3
+
+
+def test_a_question_whose_asker_is_terminated_is_taken_back(recipe: Recipe, folder: Path) -> None:
+    def ends() -> None:
+        while pending(folder) is None:
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with RunStore.open(recipe.runs, recipe):
+        thread = threading.Thread(target=ends)
+        thread.start()
+        result = scale(folder, "--workers", "1")
+        thread.join()
+    assert result.exit_code == 143 and pending(folder) is None
 
 
 def test_a_run_that_runs_is_asked_and_not_touched(recipe: Recipe, folder: Path) -> None:

@@ -15,7 +15,7 @@ from cluster.console import LineConsole
 from cluster.failures import WorkerLost
 from cluster.placement import Node, Resources
 from cluster.run import exit_code, run
-from cluster.scale import Request, answer_to, ask, parse
+from cluster.scale import Request, answer_to, ask, parse, withdraw
 from configs.load import load_recipe
 from configs.schema import Recipe
 from rlhf.compare import differences
@@ -36,6 +36,7 @@ class Cluster:
         self.built: list[dict[str, int]] = []  # the workers of each team
         self.teams: list[FakeTeam] = []
         self.disturb: Callable[[int, FakeTeam], None] = lambda number, team: None
+        self.ended: Callable[[int], None] = lambda number: None
 
     @contextmanager
     def make_team(self, recipe: Recipe, console: Console) -> Iterator[Any]:
@@ -43,7 +44,9 @@ class Cluster:
         self.built.append({str(name): number for name, number in recipe.cluster.workers.items()})
         self.teams.append(team)
         self.disturb(len(self.teams), team)
+        number = len(self.teams)
         yield team
+        self.ended(number)
 
     def code(self, recipe: Recipe) -> int:
         console = LineConsole(self.out)
@@ -203,6 +206,32 @@ def test_a_size_that_the_cluster_cannot_give_is_refused_and_the_run_goes_on(clus
     answer = answer_to(request, folder)
     assert answer is not None and answer[0] == "refused" and "15 are missing" in answer[1]
     assert "cannot be had" in cluster.out.getvalue()
+
+
+@pytest.mark.parametrize("instead", [None, "trainer=1,generator=2"])
+def test_a_request_that_is_taken_back_or_replaced_while_the_team_leaves_is_not_taken(
+    cluster: Cluster, make_recipe: Any, instead: str | None
+) -> None:
+    undisturbed = whole(cluster, make_recipe("whole"))
+    recipe, request = make_recipe("scaled"), parse(None, "1")
+    folder = Path(recipe.runs) / "scaled"
+    cluster.disturb = asking(folder, request, step=2)
+    newer = None if instead is None else parse(None, instead)
+
+    def ended(number: int) -> None:
+        if number == 1:
+            assert withdraw(folder, request)
+            if newer is not None:
+                ask(folder, newer)
+
+    cluster.ended = ended
+    assert cluster.code(recipe) == 0
+    assert cluster.built == [{"trainer": 2}, {"trainer": 2} if newer is None else {"trainer": 1, "generator": 2}]
+    assert differences(undisturbed, folder) == []
+    assert answer_to(request, folder) is None
+    assert ("not asked for any more" in cluster.out.getvalue()) == (newer is None)
+    if newer is not None:
+        assert answer_to(newer, folder) == ("taken", "")
 
 
 def test_a_request_that_is_none_is_put_aside(cluster: Cluster, make_recipe: Any) -> None:

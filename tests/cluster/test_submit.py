@@ -255,12 +255,34 @@ def test_a_dry_run_of_submit_shows_what_would_go_along_and_asks_nobody(
     assert code == 0
     plan = json.loads(said)
     assert plan["secrets"] == ["WANDB_API_KEY"] and plan["num_files"] == 7
+    code, page = tenfold(*words, "--working-dir", "nowhere")
+    assert code == 2 and "--working-dir nowhere: there is no such folder." in page
 
 
-@pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://", "http://me:secret@head:8265"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "head:8265",
+            "ray://head:10001",
+            "http://",
+            "http://me:secret@head:8265",
+            "",
+            "http://[::1",
+            "http://head:one",
+        ),
+        *("http://head:99999", "http://me:secret@[::1"),
+    ],
+)
 def test_what_is_no_address_of_a_job_server_is_refused(address: str, home: Path) -> None:
     code, page = tenfold("status", "mine", "--address", address)
     assert code == 2 and "is no address of a job server" in page and "secret@" not in page
+
+
+@pytest.mark.parametrize("command", [("resume", "mine"), ("doctor",)])
+def test_an_empty_address_is_not_taken_for_this_machine(command: tuple[str, ...], home: Path) -> None:
+    code, page = tenfold(*command, "--address", "")  # as of a variable that is not set
+    assert code == 2 and "is no address of a job server" in page
 
 
 def test_an_address_where_nobody_is_is_one_message() -> None:

@@ -110,6 +110,9 @@ def test_an_inner_mistake_of_a_choice_hides_the_outer_complaint(recipe_file: Pat
 def test_a_missing_file_is_told_its_neighbour(recipe_file: Path):
     assert f"Did you mean {recipe_file}?" in refusal(recipe_file.with_name("recipy.yaml"))
     assert "There is no recipe" in refusal(recipe_file.parent / "nowhere" / "x.yaml")
+    (recipe_file.parent / "empty").mkdir()
+    (recipe_file.parent / "empty" / ".pre-commit-config.yaml").touch()  # no recipe
+    assert "Give the path of a YAML file" in refusal(recipe_file.parent / "empty" / "x.yaml")
 
 
 def test_malformed_yaml_is_told_with_its_line(recipe_file: Path):

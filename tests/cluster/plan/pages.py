@@ -13,10 +13,7 @@ from rich.table import Table
 
 from cluster.plan.devices import GPUS
 from cluster.plan.page import comparison, page
-from cluster.plan.search import plan
-from cluster.plan.shape import shape_of
-from cluster.planning import Wanted, budget_for, numbers
-from configs.load import load_recipe
+from cluster.planning import Wanted, numbers, plans
 
 ROOT = Path(__file__).parents[3]
 DOC = ROOT / "docs" / "plan.md"
@@ -62,7 +59,6 @@ def devices() -> Table:
 
 def _page(words: list[str]) -> RenderableType:
     """What `tenfold plan` prints for these words."""
-    recipe = load_recipe(ROOT / words[0])
     options = dict(zip(words[1::2], words[2::2], strict=True))
     gpus = options.get("--gpus")
     wanted = Wanted(
@@ -73,9 +69,7 @@ def _page(words: list[str]) -> RenderableType:
         options.get("--model"),
     )
     compared = numbers(options.get("--compare"))
-    budget = budget_for(recipe, wanted, max(compared, default=None))
-    shape = shape_of(recipe, wanted.model)
-    found = [plan(recipe, shape, budget.of(number)) for number in compared or (budget.num_gpus,)]
+    found = plans(str(ROOT / words[0]), (), wanted, compared)
     return comparison(found) if compared else page(found[0])
 
 

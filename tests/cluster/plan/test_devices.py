@@ -38,6 +38,8 @@ def test_peaks_are_dense_and_are_those_of_the_source_that_is_named() -> None:
         ("A100", 80, "A100-80GB"),
         ("4090", None, "RTX-4090"),
         ("NVIDIA GeForce RTX 4090", None, "RTX-4090"),
+        ("NVIDIA RTX4090", None, "RTX-4090"),
+        ("h100-80g", None, "H100"),
         (None, 80, "H100"),
         (None, 24, "RTX-4090"),
         (None, 48, "L40S"),
@@ -54,7 +56,7 @@ def test_another_label_can_use_the_share_that_the_nearest_device_can() -> None:
     assert device.bfloat16_flops == GPUS["RTX-4090"].bfloat16_flops
 
 
-@pytest.mark.parametrize("name", ["V100", "", "4", None])
+@pytest.mark.parametrize("name", ["V100", "", "4", None, "H1000", "NVIDIA GH200 480GB", "B2000"])
 def test_a_gpu_that_is_not_in_the_table_is_refused_with_those_that_are(name: str | None) -> None:
     with pytest.raises(PlacementError, match="Known are A100-40GB"):
         find_device(name)

@@ -71,6 +71,11 @@ RECIPE_CHANGES: Mapping[str, Mapping[str, Any]] = {
     "sft and ppo": {"stages": ["sft", "ppo"], "sft": {"sources": [{"path": "x.jsonl"}]}},
     "pretrain": {"stages": ["pretrain"], "pretrain": {"sources": [{"path": "x.txt"}]}},
     "long passes": {"learner": {"micro_batch_tokens": 16384, "gradient_checkpointing": False}},
+    "answers ahead": {"ppo": {"num_prompts": 32, "max_staleness": 1}},
+    "workers of roles that these stages do not need": {
+        "stages": ["reward"],
+        "cluster": {"workers": {"policy": 2, "reward": 2}},
+    },
     "wide engine": {"cluster": {"placement": "separate"}, "generator": {"tensor_parallel": 4}},
 }
 budgets = st.builds(
@@ -228,6 +233,24 @@ def test_a_limit_of_gpus_in_the_recipe_is_kept() -> None:
 def test_groups_that_the_placement_does_not_have_are_refused_as_a_run_refuses_them() -> None:
     with pytest.raises(PlacementError, match="there is no such group"):
         planned(a_recipe(cluster={"placement": "shared", "workers": {"critic": 1}}), "qwen2.5-7b", 8, "H100")
+
+
+def test_answers_that_are_written_ahead_have_gpus_of_their_own() -> None:
+    ahead = {"num_prompts": 32, "max_staleness": 1}
+    found = a_plan(planned(a_recipe(ppo=ahead), "qwen2.5-7b", 8, "H100"))
+    assert found.recipe.cluster.placement == "separate"
+    few = a_refusal(planned(a_recipe(ppo=ahead), "qwen2.5-7b", 2, "H100"))
+    assert "On one base" not in few.problem and remedies(few)[0] == "5 GPUs"
+    shared = a_recipe(ppo=ahead, cluster={"placement": "shared"})
+    with pytest.raises(PlacementError, match=r"cannot be written while a step trains"):
+        planned(shared, "qwen2.5-7b", 8, "H100")
+    assert not fits(shared, shape("qwen2.5-7b"), Budget(8, 8, GPUS["H100"]))
+
+
+def test_workers_of_groups_that_these_stages_do_not_need_hinder_nothing() -> None:
+    recipe = a_recipe(stages=["reward"], cluster={"workers": {"policy": 2, "reward": 2}})
+    found = a_plan(planned(recipe, "qwen2.5-7b", 8, "H100"))
+    assert (found.recipe.cluster.placement, found.num_gpus) == ("separate", 2)
 
 
 def test_without_a_gpu_the_recipe_stays_as_it_is_and_its_processes_are_weighed() -> None:
