@@ -23,7 +23,7 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     from rlhf.adapters import starting_adapter
     from rlhf.conversations import Source, load_conversations
     from rlhf.desk.desk import read_guidelines
-    from rlhf.desk.exchange import read_rows, rows_of_file
+    from rlhf.desk.exchange import IMPORTED, check_answers, read_rows, rows_of_file
     from rlhf.remote_score import check_score_servers
     from rlhf.rules import RuleScorer
     from rlhf.sources import read_items
@@ -41,7 +41,8 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     if recipe.rank.judge == "people":
         read_guidelines(recipe.desk.guidelines)
     if recipe.reward.rankings and "reward" in stages:
-        read_rows(rows_of_file(Path(recipe.reward.rankings)), "")
+        for taken in read_rows(rows_of_file(Path(recipe.reward.rankings)), IMPORTED):
+            check_answers(taken)
     if not has_prompts and next(iter(read_items(recipe.data.prompts)), None) is None:
         raise DataError(f"data.prompts={recipe.data.prompts!r} holds no prompt.", limit="At least 1 is needed.")
 
