@@ -13,7 +13,8 @@ from actors.passes import micro_batches_of
 from configs.schema import Recipe
 from rlhf.forward import last_token_hidden
 from rlhf.minibatches import deal
-from rlhf.rankings import Tiers, all_pairs_loss, pairwise_accuracy, plackett_luce_loss
+from rlhf.ranking_losses import all_pairs_loss, plackett_luce_loss
+from rlhf.rankings import Tiers, pairwise_accuracy
 from rlhf.records import AnswerGroup, Ranking, RoleState
 from rlhf.rows import MicroBatch
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.serve import READY_S, Place, check_port
 from rlhf.desk.desk import open_desk, read_guidelines
 from rlhf.errors import ServeError
 from rlhf.loopback import is_loopback
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
+    from cluster.serve import Place
+
+# What takes long to import is imported where it is used: an invitation needs none of it.
 MOST_REQUESTS = 256  # under way at once; others wait in line
 NAME = "annotate"
 PORT_S = 10.0  # that the port of a page that was killed is waited for
@@ -97,6 +99,7 @@ def serving_page(folder: Path, address: Address, language: str | None, console: 
     guidelines cannot be read.
     """
     from cluster.ray_session import RaySession
+    from cluster.serve import Place
     from configs.load import load_recipe
     from configs.schema import ClusterConfig
 
@@ -134,6 +137,8 @@ def deployment(folder: Path, language: str | None, secure: bool) -> Application:
     """The page as an application of Ray Serve: one replica, whose threads share a desk."""
     from ray import serve
 
+    from cluster.serve import READY_S
+
     place = str(folder.resolve())
     page = serve.ingress(lambda: page_of(place, language, secure))()
     made = serve.deployment(
@@ -161,6 +166,8 @@ def _check_certificate(certificate: Path, key: Path) -> None:
 
 def _wait_for_port(place: Place, console: Console) -> None:
     """Returns once the port is free: what a page that was killed leaves takes a moment to end. Raises ServeError."""
+    from cluster.serve import check_port
+
     until = time.monotonic() + PORT_S
     try:
         check_port(place)

@@ -23,7 +23,7 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     from rlhf.adapters import starting_adapter
     from rlhf.conversations import Source, load_conversations
     from rlhf.desk.desk import read_guidelines
-    from rlhf.desk.exchange import read_rows, rows_of_file
+    from rlhf.desk.exchange import IMPORTED, check_answers, read_rows, rows_of_file
     from rlhf.remote_score import check_score_servers
     from rlhf.rules import RuleScorer
     from rlhf.sources import read_items
@@ -41,8 +41,9 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     if recipe.rank.judge == "people":
         read_guidelines(recipe.desk.guidelines)
     if recipe.reward.rankings and "reward" in stages:
-        read_rows(rows_of_file(Path(recipe.reward.rankings)), "")
-    if not has_prompts and next(iter(read_items(recipe.data.prompts)), None) is None:
+        for taken in read_rows(rows_of_file(Path(recipe.reward.rankings)), IMPORTED):
+            check_answers(taken)
+    if not has_prompts and recipe.asks_prompts(stages) and next(iter(read_items(recipe.data.prompts)), None) is None:
         raise DataError(f"data.prompts={recipe.data.prompts!r} holds no prompt.", limit="At least 1 is needed.")
 
 
@@ -51,15 +52,33 @@ def checked_prompts(
 ) -> tuple[ChatTokenizer, Prompts]:
     """The tokenizer and the prompts, the run's own where it has them (`kept`), once all is checked that needs both."""
     from rlhf.chat import ChatTokenizer
-    from rlhf.data import load_prompts
+    from rlhf.data import Prompts, load_prompts
     from rlhf.desk.desk import open_desk
 
     chat = ChatTokenizer(recipe.model.path)
-    prompts = kept or load_prompts(recipe.data, chat)
+    none_named = not recipe.data.prompts and not recipe.asks_prompts(stages)
+    prompts = kept or (Prompts((), (), 0) if none_named else load_prompts(recipe.data, chat))
     check(recipe, chat, prompts, stages)
+    if recipe.reward.rankings and "reward" in stages:
+        _check_rankings(Path(recipe.reward.rankings), chat, prompts)
     if recipe.rank.judge == "people" and "rank" in stages:
         open_desk(store.folder, recipe).close()  # a database that cannot be reached is told now
     return chat, prompts
+
+
+def _check_rankings(path: Path, chat: ChatTokenizer, prompts: Prompts) -> None:
+    """Nothing, if a model can be trained on the file's answers, those to the run's own prompts apart. Raises DataError.
+
+    `reward` would find the same, after `sample` and people's work.
+    """
+    from rlhf.desk.exchange import IMPORTED, read_rows, rows_of_file
+    from rlhf.desk.groups import tokenised
+    from rlhf.desk.records import Item
+
+    own = {prompt.id for prompt in prompts.train}
+    for one in read_rows(rows_of_file(path), IMPORTED):
+        if one.prompt_id not in own:
+            tokenised([Item(one.prompt_id, 0, one.messages, one.answers, None, 0, 0, False)], chat)
 
 
 def check(recipe: Recipe, chat: ChatTokenizer, prompts: Prompts, stages: Sequence[Stage]) -> None:

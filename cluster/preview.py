@@ -129,14 +129,17 @@ def _prompts(recipe: Recipe, missing: list[str]) -> Preview:
     """Numbers of prompts: as the run will split them where the model's tokenizer is here, else of all rows."""
     from rlhf.sources import read_items
 
+    lists = recipe.reward.rankings
+    if lists and "reward" in recipe.stages and not Path(lists).is_file():
+        missing.append(f"the rankings: there is no file reward.rankings={lists}")
     makes_model = any(stage in recipe.stages for stage in MODEL_STAGES)
     if recipe.model.path and not Path(recipe.model.path).is_dir():
         missing.append(
             f"the model: there is no folder {recipe.model.path}; `tenfold import-model SOURCE DEST` makes one"
         )
+    if recipe.data.prompts in ((), ""):
+        return {"total": None, "train": None, "held_out": None}
     if makes_model or not Path(recipe.model.path).is_dir():
-        if recipe.data.prompts in ((), ""):
-            return {"total": None, "train": None, "held_out": None}
         try:
             return {"total": sum(1 for _ in read_items(recipe.data.prompts)), "train": None, "held_out": None}
         except TenfoldError as error:

@@ -110,7 +110,7 @@ def run(
         with console.task("prompts and checks"):
             chat, prompts = checked_prompts(recipe, store, kept, aligning)
             tracker = tracker or begin(recipe, store, stale, console, stack)
-            if kept is None:
+            if kept is None and recipe.data.prompts:
                 write_prompts(store.folder, prompts)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
         placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in aligning)})

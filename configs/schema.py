@@ -240,6 +240,11 @@ class Recipe(Section):
             or ("evaluate" in stages and self.evaluate.judge == "reward")
         )
 
+    def asks_prompts(self, stages: Collection[Stage]) -> bool:
+        """Whether any of these stages works on prompts of its own: a reward model of a file's rankings needs none."""
+        alone = self.reward.rankings is not None and "reward" in stages
+        return any(stage in stages for stage in ALIGNMENT if not (alone and stage == "reward"))
+
     def score_servers(self, stages: Collection[Stage]) -> tuple[str, ...]:
         """The addresses of the servers that any of these stages asks for scores."""
         judges = "evaluate" in stages or ("ppo" in stages and self.ppo.evaluate_every is not None)
@@ -263,7 +268,7 @@ class Recipe(Section):
             yield "pretrain.sources is missing: name files of raw text, such as `- path: corpus/*.jsonl`"
         if "sft" in self.stages and not self.sft.sources:
             yield "sft.sources is missing: name files of conversations, such as `- path: pairs.jsonl`"
-        if self.data.prompts in ((), "") and any(stage in self.stages for stage in ALIGNMENT):
+        if self.data.prompts in ((), "") and self.asks_prompts(self.stages):
             yield 'data.prompts is missing: name a file of prompts, one row {"prompt": ...} a line'
         if self.pretrain.sizes and self.pretrain.row_tokens > self.pretrain.sizes.context_tokens:
             yield (

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes, in order of the names; the device does not matter."""
+    import torch  # here, since it takes seconds
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -12,15 +12,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from rlhf.errors import StoreError
 
-Tensors = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch  # which takes seconds: commands that only look at a run do without
+
+Tensors = Mapping[str, "torch.Tensor"]
 TMP, OLD = ".tmp-", ".old-"
 MANIFEST, FORMAT = "manifest.json", 1
 
@@ -64,6 +65,8 @@ def write_folder(path: Path, files: Mapping[str, bytes | Tensors], **about: obje
             if isinstance(content, bytes):
                 (folder / name).write_bytes(content)
             else:
+                from safetensors.torch import save_file
+
                 save_file(_separate(content), folder / name, metadata={"format": "pt"})
 
 
@@ -164,6 +167,8 @@ def check_room(path: Path, num_bytes: int) -> None:
 
 def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, in memory of their own or, `mapped`, in the file's."""
+    from safetensors.torch import load_file
+
     with disk_errors(path, "read"):
         return {name: tensor if mapped else tensor.clone() for name, tensor in load_file(path).items()}
 

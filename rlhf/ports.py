@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rlhf.records import Adapter, AnswerGroup, Prompt, Ranking, RoleState, Rollout, Sampling
+
+if TYPE_CHECKING:
+    import torch  # as in rlhf.records
 
 RoleName = Literal["policy", "reference", "reward", "critic", "generator"]
 

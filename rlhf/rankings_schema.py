@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METADATA = sa.MetaData()
 
 
@@ -51,7 +51,7 @@ persons = _table(
     sa.Column("role", sa.String(20), nullable=False),
     sa.Column("token_hash", sa.String(64), nullable=False, unique=True),
     sa.Column("withdrawn", sa.Boolean, nullable=False),  # what the newest row of `withdrawals` says
-    _when("invited"),
+    _when("invited"),  # empty: only taken in, with a token that nobody has
 )
 withdrawals = _table(
     "withdrawals",
@@ -70,6 +70,8 @@ items = _table(
     _json("answers"),  # texts
     sa.Column("scores", sa.Text),  # JSON: the reward model's, if it has given any
     _when("created"),
+    # Since version 3: whether it came with its rankings, so that nobody is asked for more.
+    sa.Column("imported", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("round", "prompt_id"),
 )
 tasks = _table(
@@ -107,4 +109,10 @@ def _to_2(connection: sa.Connection) -> None:
     METADATA.create_all(connection, tables=SINCE_2)
 
 
-MIGRATIONS = {1: _to_2}
+def _to_3(connection: sa.Connection) -> None:
+    # What comes from version 1 has made its tables just now, as they are today.
+    if "imported" not in {column["name"] for column in sa.inspect(connection).get_columns("items")}:
+        connection.execute(sa.text("ALTER TABLE items ADD COLUMN imported BOOLEAN NOT NULL DEFAULT FALSE"))
+
+
+MIGRATIONS = {1: _to_2, 2: _to_3}

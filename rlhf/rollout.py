@@ -11,7 +11,8 @@ from configs.ppo import PPOConfig
 from rlhf.advantages import gae, group_advantages, group_loo, whiten
 from rlhf.kl import kl_estimate
 from rlhf.losses import importance_weights
-from rlhf.rankings import Tiers, normal_scores, select, tiers_from_scores
+from rlhf.ranking_losses import normal_scores, select
+from rlhf.rankings import Tiers, tiers_from_scores
 from rlhf.records import AnswerGroup, Rollout
 
 

@@ -51,6 +51,7 @@ def groups(
             num_rankings=item.num_rankings,
             num_skips=item.num_skips,
             closed=item.closed,
+            imported=item.imported,
         )
         for item in desk.items(round, offset, limit)
     ]

@@ -163,6 +163,7 @@ class GroupRow(BaseModel):
     num_rankings: int
     num_skips: int
     closed: bool
+    imported: bool  # came with its rankings, and is not given out
 
 
 class ScoredAnswer(BaseModel):

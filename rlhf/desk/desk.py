@@ -13,9 +13,9 @@ from configs.desk import DeskConfig
 from configs.load import load_recipe
 from configs.schema import Recipe
 from rlhf.database import Database
-from rlhf.desk.exchange import pairs_of, read_rows, row_of
+from rlhf.desk import intake
+from rlhf.desk.exchange import Taken, pairs_of, read_rows, row_of
 from rlhf.desk.giving import Giving, stamp
-from rlhf.desk.intake import take_in
 from rlhf.desk.overview import Overview
 from rlhf.desk.people import People
 from rlhf.desk.records import (
@@ -219,9 +219,12 @@ class Desk:
 
     def import_rows(self, rows: Iterable[Mapping[str, Any]], by: str, round: int = 0) -> int:
         """How many rankings were taken in: rows of `export_rows`, or of TRL's kind, as those of the person `by`."""
-        taken = read_rows(rows, by)
+        return self.take_in(read_rows(rows, by), round)
+
+    def take_in(self, taken: Sequence[Taken], round: int = 0) -> int:
+        """How many rankings of these groups are new. A group that comes with rankings is not given out to others."""
         with self._database.write() as connection:
-            return take_in(connection, taken, round, self._seed, stamp(self._clock()))
+            return intake.take_in(connection, taken, round, self._seed, stamp(self._clock()))
 
     def close(self) -> None:
         """Lets go of the file or server."""

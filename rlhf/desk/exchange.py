@@ -10,24 +10,32 @@ Ours, one row per group:
 
 Also taken in: rows with `tiers` in the place of `rankings`; rows with `ranked_answers`, best first, and `ranks` where
 some are equal; TRL's `prompt`, `chosen`, `rejected`, as texts or as messages, of which rows of one prompt make a group.
+Rows with the same prompt and answers make one group, too: one row for each person, say, with `by` in it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from configs.desk import MOST_RANKED
+from rlhf.desk.people import check_name
 from rlhf.desk.records import Consensus, Item, Submission, Verdict
-from rlhf.desk.rows import verdict_from_plain, verdict_to_plain
-from rlhf.errors import DataError
+from rlhf.desk.row_shapes import Best, Group, Opinion, Pair, Turn, problem_of
+from rlhf.desk.rows import verdict_to_plain
+from rlhf.desk.taking import check_verdict
+from rlhf.errors import DataError, TenfoldError
 from rlhf.files import jsonl_rows
 from rlhf.records import Message
 
 Row = Mapping[str, Any]
+IMPORTED = "import"  # whose rankings are of which a row does not say by whom
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +90,93 @@ def rows_of_file(source: Path) -> Iterator[Row]:
 
 
 def read_rows(rows: Iterable[Row], by: str) -> list[Taken]:
-    """Groups with what was said of them, by `by` where a row does not say by whom. Raises DataError, with the row."""
-    taken: list[Taken] = []
+    """Groups with what was said of them, by `by` where a row does not say by whom; rows of one group become one.
+
+    Raises DataError, with the row: a field of another kind, an index that is no answer's, a group that rows give other
+    answers, somebody who ranks a group twice and not alike.
+    """
+    taken: dict[str, Taken] = {}
     pairs: dict[tuple[Message, ...], list[tuple[str, str]]] = {}
     for number, row in enumerate(rows, 1):
-        try:
+        with _told(number):
             if "chosen" in row:
-                messages, chosen, rejected = _pair(row)
+                messages, chosen, rejected = _pair(Pair.model_validate(row))
                 pairs.setdefault(messages, []).append((chosen, rejected))
             else:
-                taken.append(_group(row, by))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise DataError(
-                f"Row {number} of the rankings cannot be taken in: {reason}.",
-                remedy="A row has prompt and answers with rankings or tiers, or prompt, chosen and rejected.",
-            ) from error
-    taken += [_of_pairs(messages, found, by) for messages, found in pairs.items()]
-    return taken
+                found = _best(row, by) if "ranked_answers" in row else _group(row, by)
+                taken[found.prompt_id] = _together(taken.get(found.prompt_id), found)
+    for messages, compared in pairs.items():
+        with _told(None):
+            found = _of_pairs(messages, compared, by)
+            taken[found.prompt_id] = _together(taken.get(found.prompt_id), found)
+    return list(taken.values())
+
+
+def check_answers(taken: Taken) -> None:
+    """Nothing, if each answer says something: others cannot be learned. Raises DataError."""
+    for index, text in enumerate(taken.answers):
+        if not text.strip():
+            raise DataError(f"prompt {taken.prompt_id}, answer {index} is empty.", remedy="Mend or remove the row.")
+
+
+@contextmanager
+def _told(number: int | None) -> Iterator[None]:
+    """A block in which what is wrong with a row becomes a DataError that names it."""
+    try:
+        yield
+    except (ValidationError, ValueError, TenfoldError) as error:
+        reason = problem_of(error) if isinstance(error, ValidationError) else str(error).rstrip(".")
+        raise DataError(
+            f"{'A pair' if number is None else f'Row {number}'} of the rankings cannot be taken in: {reason}.",
+            remedy="A row has prompt and answers with rankings or tiers, or prompt, chosen and rejected.",
+        ) from error
 
 
 def _group(row: Row, by: str) -> Taken:
-    messages = _messages(row["prompt"] if "prompt" in row else row["messages"])
-    said: list[tuple[str, Verdict, int]] = []
-    if "ranked_answers" in row:
-        answers = [str(answer) for answer in row["ranked_answers"]]
-        places = row.get("ranks") or range(len(answers))
-        tiers = [[i for i, p in enumerate(places) if p == place] for place in sorted(set(places))]
-        said.append((by, _verdict({"tiers": tiers}), 0))
-    else:
-        answers = [str(answer) for answer in row["answers"]]
-        for one in row.get("rankings") or [{"tiers": row["tiers"], "by": row.get("by", by)}]:
-            if "skipped" not in one and not one.get("repeat") and not one.get("withdrawn"):
-                said.append((str(one.get("by", by)), _verdict(one), int(one.get("time_ms", 0))))
-    return Taken(str(row.get("prompt_id") or _id(messages)), messages, tuple(answers), tuple(said))
+    said = Group.model_validate(row)
+    rankings = [said] if said.rankings is None else [one for one in said.rankings if one.counts]
+    return _taken(said, said.answers, [(one.by or by, _verdict(one), one.time_ms) for one in rankings])
+
+
+def _best(row: Row, by: str) -> Taken:
+    said = Best.model_validate(row)
+    places = said.ranks or list(range(len(said.ranked_answers)))
+    tiers = [[i for i, p in enumerate(places) if p == place] for place in sorted(set(places))]
+    return _taken(said, said.ranked_answers, [(said.by or by, _verdict(Opinion(tiers=tiers)), 0)])
+
+
+def _taken(row: Group | Best, answers: Sequence[str], said: Sequence[tuple[str, Verdict, int]]) -> Taken:
+    """The group, once all of it fits together."""
+    prompt = row.messages if row.prompt is None else row.prompt
+    if prompt is None:
+        raise ValueError("'prompt' is missing")
+    messages = _messages(prompt)
+    if not 2 <= len(answers) <= MOST_RANKED:
+        raise ValueError(f"the group has {len(answers)} answers; people rank 2 to {MOST_RANKED}")
+    for name, verdict, _ in said:
+        check_name(name)
+        check_verdict(verdict, len(answers))
+    return _together(None, Taken(row.prompt_id or _id(messages), messages, tuple(answers), tuple(said)))
+
+
+def _together(known: Taken | None, more: Taken) -> Taken:
+    """One group out of two rows of it. Raises ValueError where they do not agree."""
+    if known is None:
+        known = replace(more, verdicts=())
+    if known.answers != more.answers or known.messages != more.messages:
+        raise ValueError(
+            f"another row has the prompt {known.prompt_id} with other answers, or in another order; give it a "
+            "prompt_id of its own, or write them alike"
+        )
+    said = {name: verdict for name, verdict, _ in known.verdicts}
+    verdicts = list(known.verdicts)
+    for name, verdict, time_ms in more.verdicts:
+        if name not in said:
+            said[name] = verdict
+            verdicts.append((name, verdict, time_ms))
+        elif verdict_to_plain(said[name]) != verdict_to_plain(verdict):
+            raise ValueError(f"{name} ranks the prompt {known.prompt_id} twice; say by whom each ranking is (by)")
+    return replace(known, verdicts=tuple(verdicts))
 
 
 def _of_pairs(messages: tuple[Message, ...], pairs: Sequence[tuple[str, str]], by: str) -> Taken:
@@ -131,29 +192,42 @@ def _of_pairs(messages: tuple[Message, ...], pairs: Sequence[tuple[str, str]], b
         wins[chosen] += 1
         wins[rejected] -= 1
     tiers = [[i for i, a in enumerate(answers) if wins[a] == num] for num in sorted(set(wins.values()), reverse=True)]
-    return Taken(_id(messages), messages, tuple(answers), ((by, _verdict({"tiers": tiers}), 0),))
+    check_name(by)
+    return Taken(_id(messages), messages, tuple(answers), ((by, _verdict(Opinion(tiers=tiers)), 0),))
 
 
-def _verdict(said: Mapping[str, Any]) -> Verdict:
-    return verdict_from_plain({"grades": {}, "flags": {}, "all_wrong": False} | dict(said))
+def _verdict(said: Opinion) -> Verdict:
+    return Verdict(
+        tiers=tuple(tuple(tier) for tier in said.tiers or ()),
+        grades=said.grades,
+        flags={index: frozenset(flags) for index, flags in said.flags.items()},
+        all_wrong=said.all_wrong,
+    )
 
 
-def _pair(row: Row) -> tuple[tuple[Message, ...], str, str]:
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, str):
-        return _messages(row["prompt"]), chosen, str(rejected)
+def _pair(row: Pair) -> tuple[tuple[Message, ...], str, str]:
+    """(the prompt, the better answer, the other)."""
+    before, chosen = _side(row.chosen)
+    before_too, rejected = _side(row.rejected)
     # Without `prompt` the conversation stands in both (TRL's implicit prompt): all but the last turn is the prompt.
-    before = row["prompt"] if "prompt" in row else chosen[:-1]
-    return _messages(before), str(chosen[-1]["content"]), str(rejected[-1]["content"])
+    if row.prompt is None and before != before_too:
+        raise ValueError("chosen and rejected begin with other messages")
+    messages = _messages(before if row.prompt is None else row.prompt)
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same")
+    return messages, chosen, rejected
 
 
-def _messages(prompt: object) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    turns = cast(Sequence[Mapping[str, str]], prompt)
-    if not turns:
+def _side(said: str | list[Turn]) -> tuple[list[Turn], str]:
+    """(the turns before the answer, the answer)."""
+    return ([], said) if isinstance(said, str) else (said[:-1], said[-1].content)
+
+
+def _messages(prompt: str | list[Turn]) -> tuple[Message, ...]:
+    turns = [Message("user", prompt)] if isinstance(prompt, str) else [Message(t.role, t.content) for t in prompt]
+    if not turns or not turns[-1].content.strip():
         raise ValueError("the prompt is empty")
-    return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in turns)
+    return tuple(turns)
 
 
 def _id(messages: Sequence[Message]) -> str:

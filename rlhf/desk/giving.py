@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -53,7 +54,7 @@ class Giving:
 
     def renew(self, connection: sa.Connection, row: sa.Row[Any], now: datetime) -> bool:
         """Whether the lease of a task that is open runs again: not where its place was given to somebody else."""
-        runs = row.repeat or row.expires > stamp(now) or self._has_room(connection, row.item_id, now)
+        runs = self._holds(connection, row, now)
         if runs:
             connection.execute(tasks.update().where(tasks.c.id == row.id).values(expires=self._expires(now)))
         return runs
@@ -61,13 +62,12 @@ class Giving:
     def own_progress(self, person_id: int) -> OwnProgress:
         with self._database.read() as connection:
             person = person_by_id(connection, person_id)
-            states = sa.select(tasks.c.state, sa.func.count()).where(tasks.c.person_id == person_id)
-            num = {state: number for state, number in connection.execute(states.group_by(tasks.c.state))}
-            left = 0
-            if not person.withdrawn:
-                free = self._free(person_id, self._clock()).with_only_columns(items.c.id).order_by(None).subquery()
-                left = connection.scalar(sa.select(sa.func.count()).select_from(free)) or 0
-                left += num.get("open", 0)
+            given = connection.execute(
+                sa.select(tasks)
+                .join(items, items.c.id == tasks.c.item_id)
+                .where(tasks.c.person_id == person_id, sa.not_(items.c.imported))
+            ).all()
+            left = 0 if person.withdrawn else self._num_left(connection, person, given)
             spent = (
                 sa.select(sa.func.max(submissions.c.time_ms))
                 .join(tasks, tasks.c.id == submissions.c.task_id)
@@ -75,7 +75,23 @@ class Giving:
                 .group_by(submissions.c.task_id)
             )
             time_ms = sum(connection.scalars(spent))
-        return OwnProgress(num.get("ranked", 0), num.get("skipped", 0), left, time_ms)
+        num = Counter(row.state for row in given)
+        return OwnProgress(num["ranked"], num["skipped"], left, time_ms)
+
+    def _num_left(self, connection: sa.Connection, person: Person, given: Sequence[sa.Row[Any]]) -> int:
+        """What the person can be given, repeats that are to come among it: the sum tells of none when it comes."""
+        now = self._clock()
+        free = self._free(person.id, now).with_only_columns(items.c.id).order_by(None).subquery()
+        num_free = connection.scalar(sa.select(sa.func.count()).select_from(free)) or 0
+        still = [row for row in given if row.state == "open" and self._holds(connection, row, now)]
+        num_first = num_free + sum(not row.repeat for row in (*still, *(r for r in given if r.state == "ranked")))
+        num_repeats = sum(row.repeat for row in given)
+        due = repeats_due(num_first, self._config.repeats, self._seed, person.name)
+        return num_free + len(still) + max(0, min(due, num_first - NOT_BEFORE) - num_repeats)
+
+    def _holds(self, connection: sa.Connection, row: sa.Row[Any], now: datetime) -> bool:
+        """Whether the task, which is open, is still its person's to do."""
+        return row.repeat or row.expires > stamp(now) or self._has_room(connection, row.item_id, now)
 
     def _open(self, connection: sa.Connection, person_id: int, now: datetime) -> int | None:
         """The task that the person has open, its lease renewed."""
@@ -94,7 +110,7 @@ class Giving:
         ranked = connection.execute(
             sa.select(tasks.c.item_id, items.c.prompt_id, items.c.round, items.c.answers)
             .join(items, items.c.id == tasks.c.item_id)
-            .where(mine, sa.not_(tasks.c.repeat))
+            .where(mine, sa.not_(tasks.c.repeat), sa.not_(items.c.imported))
             .order_by(tasks.c.id)
         ).all()
         given = set(connection.scalars(again))
@@ -132,6 +148,7 @@ class Giving:
             .where(
                 num_taken < self._config.quota,
                 sa.func.coalesce(skips.c.num, 0) < self._config.max_skips,
+                sa.not_(items.c.imported),
                 items.c.id.not_in(had),
             )
             .order_by(num_taken.desc(), items.c.id)
@@ -198,11 +215,12 @@ def put(connection: sa.Connection, rows: Sequence[Mapping[str, Any]], now: str) 
     for row in rows:
         there = known.get((row["round"], row["prompt_id"]))
         if there is None:
-            new.append({**row, "created": now})
+            new.append({"imported": False} | {**row, "created": now})
         elif there != row["answers"]:
             raise DeskError(
                 f"The group of prompt {row['prompt_id']} in round {row['round']} is on the desk with other answers.",
-                remedy="Use a database of its own for each run (desk.database).",
+                remedy="A row that is taken in has the answers that are there, or a prompt_id of its own; a database "
+                "holds one run (desk.database).",
             )
     if new:
         connection.execute(items.insert(), new)

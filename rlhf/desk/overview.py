@@ -38,12 +38,13 @@ class Overview:
         quota = self._config.quota
         with self._database.read() as connection:
             now = stamp(self._clock())
-            ids = list(connection.scalars(sa.select(items.c.id).where(_in(round))))
+            there = connection.execute(sa.select(items.c.id, items.c.imported).where(_in(round))).all()
             given = connection.execute(
                 sa.select(tasks, items.c.round).join(items, items.c.id == tasks.c.item_id).where(_in(round))
             ).all()
             people = [person_of(row) for row in connection.execute(sa.select(persons).order_by(persons.c.id))]
             times, seen = self._times(connection, round), _last_seen(connection)
+        ids = [item.id for item in there if not item.imported]  # of those that people are to rank
         active = {person.id for person in people if not person.withdrawn}
         counted = [task for task in given if not task.repeat and task.person_id in active]
         ranked = Counter(task.item_id for task in counted if task.state == "ranked")
@@ -53,16 +54,13 @@ class Overview:
         closed = {item for item in ids if skipped[item] >= self._config.max_skips} - done
         # Whoever ranks: annotators, and leads who took a task.
         workers = {task.person_id for task in given} | {p.id for p in people if p.role == "annotator"}
-        had: dict[int, int] = Counter(task.item_id for task in counted if task.state != "open")
-        short = [
-            item
-            for item in ids
-            if item not in done | closed and len(workers & active) - had[item] < quota - ranked[item]
-        ]
+        workers &= {person.id for person in people if person.invited and not person.withdrawn}
+        had = Counter(task.item_id for task in counted if task.state != "open" and task.person_id in workers)
+        short = [item for item in ids if item not in done | closed and len(workers) - had[item] < quota - ranked[item]]
         return Progress(
             quota=quota,
-            num_groups=len(ids),
-            num_done=len(done),
+            num_groups=len(there),
+            num_done=len(done) + len(there) - len(ids),
             num_closed=len(closed),
             num_rankings=sum(min(ranked[item], quota) for item in ids if item not in closed),
             num_wanted=quota * (len(ids) - len(closed)),
@@ -180,7 +178,9 @@ class Overview:
                 scores=None if row.scores is None else tuple(json.loads(row.scores)),
                 num_rankings=num.get((row.id, "ranked"), 0),
                 num_skips=num.get((row.id, "skipped"), 0),
-                closed=num.get((row.id, "ranked"), 0) < self._config.quota
+                imported=row.imported,
+                closed=not row.imported
+                and num.get((row.id, "ranked"), 0) < self._config.quota
                 and num.get((row.id, "skipped"), 0) >= self._config.max_skips,
             )
             for row in rows

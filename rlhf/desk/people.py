@@ -25,7 +25,7 @@ class People:
         self._database, self._now = database, now
 
     def invite(self, name: str, role: PersonRole) -> str:
-        _check_name(name)
+        check_name(name)
         token = secrets.token_urlsafe(24)
         with self._database.write() as connection:
             if connection.scalar(sa.select(persons.c.id).where(persons.c.name == name)) is not None:
@@ -41,7 +41,8 @@ class People:
         token = secrets.token_urlsafe(24)
         with self._database.write() as connection:
             found = named(connection, name)
-            connection.execute(persons.update().where(persons.c.id == found.id).values(token_hash=_hash(token)))
+            values = {"token_hash": _hash(token), "invited": found.invited or self._now()}
+            connection.execute(persons.update().where(persons.c.id == found.id).values(values))
         return token
 
     def sign_in(self, token: str) -> Person | None:
@@ -78,7 +79,8 @@ def person_of(row: sa.Row[tuple[object, ...]]) -> Person:
     return Person(row.id, row.name, row.role, row.invited, row.withdrawn)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Nothing, if somebody can be called so. Raises DeskError."""
     if not name.strip() or name != name.strip() or len(name) > LONGEST_NAME:
         raise DeskError(
             f"{name[:LONGEST_NAME]!r} cannot be a person's name.",

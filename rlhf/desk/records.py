@@ -27,7 +27,7 @@ class Person:
     id: int
     name: str
     role: PersonRole
-    invited: str  # ISO 8601, UTC
+    invited: str  # ISO 8601, UTC; empty: only taken in from elsewhere, and nobody has the token
     withdrawn: bool  # whether the rankings are kept but no longer used, and no tasks are given out
 
 
@@ -113,6 +113,7 @@ class Item:
     num_rankings: int  # that count
     num_skips: int
     closed: bool  # skipped so often that it is given out no more
+    imported: bool = False  # it came with its rankings, and is not given out
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,12 @@ def hand_in(
     return True
 
 
+def was_said(connection: sa.Connection, task_id: int, said: Mapping[str, Any]) -> bool:
+    """Whether a row of the task says the same, be it that it was corrected since."""
+    query = sa.select(submissions.c.id).where(submissions.c.task_id == task_id, submissions.c.said == json.dumps(said))
+    return connection.scalar(query.limit(1)) is not None
+
+
 def check_verdict(verdict: Verdict, num_answers: int) -> None:
     """Nothing, if the verdict fits a group of so many answers. Raises BadVerdict."""
     if problems := list(_problems(verdict, num_answers)):

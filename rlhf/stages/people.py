@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from rlhf.desk.desk import Desk, open_desk
-from rlhf.desk.exchange import read_rows, rows_of_file
+from rlhf.desk.exchange import IMPORTED, read_rows, rows_of_file
 from rlhf.desk.groups import tokenised
 from rlhf.desk.records import Agreement, Consensus, Item, Progress
 from rlhf.errors import StoreError
@@ -18,7 +18,6 @@ from rlhf.records import AnswerGroup, Ranking
 from rlhf.stages.context import Context
 
 NAME = "people"  # by whom a ranking is that several people came to
-IMPORTED = "import"  # the same, of answers that the run did not sample
 PAGE = 200  # groups that are read from the desk at once
 LOOK_S = 5.0  # between two looks at the desk
 MIRROR_S = 600.0  # between two copies to the mirror while rankings come in
@@ -65,14 +64,15 @@ def take_in(context: Context, path: Path) -> int:
     Once more, it changes nothing. Groups of prompts that the run samples itself are left out, and that is told. Raises
     DataError for a row that cannot be used.
     """
-    rows = list(rows_of_file(path))
-    inside = {one.prompt_id for one in read_rows(rows, IMPORTED)}
-    own = {group.prompt.id for group in context.store.groups("sample", 0)} & inside
-    if own:
-        context.console.warn(f"reward.rankings={path}: {len(own)} groups are left out, since the run has their prompts")
+    taken = read_rows(rows_of_file(path), IMPORTED)
+    own = {group.prompt.id for group in context.store.groups("sample", 0)}
+    others = [one for one in taken if one.prompt_id not in own]
+    if left := len(taken) - len(others):
+        context.console.warn(f"reward.rankings={path}: {left} groups are left out, since the run has their prompts")
+    inside = {one.prompt_id for one in others}
     with open_desk(context.store.folder, context.recipe) as desk:
-        desk.import_rows(rows, IMPORTED)
-        agreed = [one for one in desk.consensus(0) if one.prompt_id in inside - own and one.accepted and one.tiers]
+        desk.take_in(others)
+        agreed = [one for one in desk.consensus(0) if one.prompt_id in inside and one.accepted and one.tiers]
     context.store.add_rankings([Ranking(one.prompt_id, one.tiers, IMPORTED) for one in agreed])
     return len(agreed)
 
@@ -106,11 +106,12 @@ def wait(context: Context, desk: Desk, sleep: Callable[[float], object]) -> Prog
         task.advance(0, note(progress))
         while not progress.complete:
             if progress.num_short and not told_short and progress.people:
+                told_short = True
                 console.warn(
                     f"rank: {progress.num_short} groups cannot get their rankings (desk.quota="
                     f"{context.recipe.desk.quota} people each) from who is invited; invite more people."
                 )
-            told_short = progress.num_short > 0
+            told_short = told_short and progress.num_short > 0
             sleep(LOOK_S)
             since_mirror += LOOK_S
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from rlhf.desk.desk import open_desk
+from rlhf.desk.exchange import IMPORTED
 from rlhf.errors import DataError
 from rlhf.phases import Phases
 from rlhf.rankings import kendall_tau_b, pairwise_accuracy
@@ -119,7 +120,7 @@ def ranked_groups(context: Context) -> list[Ranked]:
     for round in range(context.round + 1):
         groups = {group.prompt.id: group for group in context.store.groups("sample", round)}
         rankings = [ranking for ranking in context.store.rankings(round) if len(ranking.tiers) > 1]
-        pairs += [(groups[r.prompt_id], r) for r in rankings if r.prompt_id in groups and r.by != people.IMPORTED]
+        pairs += [(groups[r.prompt_id], r) for r in rankings if r.prompt_id in groups and r.by != IMPORTED]
         # Once each: the desk's consensus has those of a file too, where people rank.
         others = {ranking.prompt_id: ranking for ranking in rankings if ranking.prompt_id not in groups}
         given = people.given_groups(context, round, others.keys())

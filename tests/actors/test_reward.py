@@ -12,7 +12,7 @@ import torch
 from actors.base import Base
 from actors.reward import Reward
 from configs.schema import Recipe
-from rlhf.rankings import all_pairs_loss, plackett_luce_loss
+from rlhf.ranking_losses import all_pairs_loss, plackett_luce_loss
 from rlhf.records import AnswerGroup, Ranking
 from tests.actors.ranks import EPS, distance, make_groups, make_rankings, same_bits
 from tests.recipes import tiny_recipe

@@ -28,7 +28,7 @@ from cluster.serve import free_port
 from rlhf.desk.desk import open_desk
 from rlhf.errors import ServeError
 from rlhf.store import RunStore
-from tests.cluster.test_cli import tenfold
+from tests.cluster.test_cli import HEAVY, tenfold
 from tests.recipes import tiny_recipe
 from tests.rlhf.desk.groups import groups
 
@@ -87,6 +87,13 @@ def test_an_invitation_is_a_link_with_the_token_in_its_fragment(run: Path) -> No
     assert again.exit_code == 0 and "http://127.0.0.1:8080/#" in again.output and token not in again.output
     with open_desk(run) as desk:
         assert desk.sign_in(token) is None
+
+
+def test_an_invitation_waits_for_no_engine_to_be_imported(run: Path) -> None:
+    code = f"import sys, cluster.cli\nsys.argv = ['tenfold', 'annotate', {str(run)!r}, '--invite', 'ann']\n"
+    code += "try:\n    cluster.cli.main()\nfinally:\n    print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "/#" in done.stdout and not (HEAVY | {"fastapi"}) & set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(

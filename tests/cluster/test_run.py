@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -293,3 +294,31 @@ def test_rankings_that_cannot_be_learned_are_told_before_anything_is_sampled(
     said = " ".join(rig.out.getvalue().split())
     assert f"{file}, line 1: " in said and "Row 1 of the rankings cannot be taken in: 'tiers' is missing" in said
     assert rig.events == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(" ", "answer 1 is empty"), ("x" * 2000, "tokens with its prompt")],
+)
+def test_a_ranked_answer_that_no_model_can_learn_is_told_before_anything_is_sampled(
+    rig: Rig, recipe: Recipe, tmp_path: Path, answer: str, why: str
+) -> None:
+    file = tmp_path / "lists.jsonl"
+    file.write_text(json.dumps({"prompt": "sun?", "ranked_answers": ["moon", answer]}) + "\n")
+    asked = recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"rankings": str(file)})})
+    assert rig.code(lambda: rig.run(asked)) == 2
+    assert why in " ".join(rig.out.getvalue().split()) and rig.events == []
+
+
+def test_a_reward_model_of_a_files_rankings_asks_for_no_prompts(rig: Rig, recipe: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "lists.jsonl"
+    rows = [{"prompt": f"sun {i}?", "ranked_answers": ["moon", "stone"]} for i in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = recipe.model_dump(mode="json") | {"stages": ["reward"], "rules": [], "data": {}}
+    plain["reward"]["rankings"] = str(file)
+    alone = Recipe.model_validate(plain)
+    assert rig.run(alone).results["reward"]["num_train"] == 6
+    with pytest.raises(ValueError, match=r"data.prompts is missing"):
+        Recipe.model_validate(plain | {"stages": ["reward", "ppo"]})
+    with pytest.raises(DataError, match=r"data.prompts=\(\) holds no prompt"):
+        rig.run(alone, only=["sample"])

@@ -10,15 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.rankings import (
-    all_pairs_loss,
-    kendall_tau_b,
-    normal_scores,
-    pairwise_accuracy,
-    plackett_luce_loss,
-    select,
-    tiers_from_scores,
-)
+from rlhf.ranking_losses import all_pairs_loss, normal_scores, plackett_luce_loss, select
+from rlhf.rankings import kendall_tau_b, pairwise_accuracy, tiers_from_scores
 
 Tiers = tuple[tuple[int, ...], ...]
 Loss = Callable[[torch.Tensor, Sequence[Sequence[int]]], torch.Tensor]

@@ -45,8 +45,23 @@ def test_a_database_of_version_1_keeps_its_rankings_and_gets_a_desk(path: Path):
     assert rankings.rankings() == [Ranking("p1", ((1,), (0,)), "rules")]
     rankings.close()
     database = sqlite3.connect(path)
-    assert database.execute("select version from schema_version order by version").fetchall() == [(1,), (2,)]
+    assert database.execute("select version from schema_version order by version").fetchall() == [(1,), (2,), (3,)]
     database.close()
+
+
+def test_a_desk_of_version_2_is_brought_to_this_one_with_all_that_was_said(tmp_path: Path):
+    path = tmp_path / "rankings.db"
+    desk = Desk(f"sqlite:///{path}")
+    desk.add_groups(groups(2))
+    rank_all(desk, person(desk, "ann"))
+    desk.close()
+    database = sqlite3.connect(path)  # as version 2 left it
+    database.executescript("ALTER TABLE items DROP COLUMN imported; UPDATE schema_version SET version = 2;")
+    database.close()
+    desk = Desk(f"sqlite:///{path}")
+    assert [one.people for one in desk.consensus(0)] == [("ann",), ("ann",)]
+    assert [item.imported for item in desk.items()] == [False, False]
+    desk.close()
 
 
 def test_an_older_run_needs_no_desk_to_go_on(path: Path):
@@ -56,11 +71,11 @@ def test_an_older_run_needs_no_desk_to_go_on(path: Path):
     rankings.close()
 
 
-@pytest.mark.parametrize("version", [0, 3])
+@pytest.mark.parametrize("version", [0, 4])
 def test_a_version_that_is_not_known_is_refused(path: Path, version: int):
     database = sqlite3.connect(path)
     database.execute("update schema_version set version = ?", (version,))
     database.commit()
     database.close()
-    with pytest.raises(StoreError, match=rf"schema version {version}.*versions 1 up to 2"):
+    with pytest.raises(StoreError, match=rf"schema version {version}.*versions 1 up to 3"):
         Desk(f"sqlite:///{path}")

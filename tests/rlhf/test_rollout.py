@@ -8,7 +8,7 @@ import torch
 
 from configs.ppo import PPOConfig
 from rlhf.kl import kl_estimate
-from rlhf.rankings import normal_scores
+from rlhf.ranking_losses import normal_scores
 from rlhf.records import AnswerGroup, Rollout
 from rlhf.rollout import (
     answer_mask,

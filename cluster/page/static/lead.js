@@ -62,7 +62,7 @@ function show() {
   table(at("pairs"), [t("person"), t("person"), t("tau"), t("num_common")],
     agreement.pairs.map((pair) => [pair.one, pair.other, number(pair.tau), pair.num_groups]));
   table(at("groups"), [t("question"), t("round"), t("num_rankings"), t("skips"), ""], groups.map((row) => [
-    make("span", { dir: "auto" }, row.question), row.round, `${row.num_rankings} / ${progress.quota}`, row.num_skips + (row.closed ? ` (${t("closed")})` : ""),
+    make("span", { dir: "auto" }, row.question), row.round, row.imported ? row.num_rankings : `${row.num_rankings} / ${progress.quota}`, row.num_skips + (row.closed ? ` (${t("closed")})` : ""),
     button(t("look_at"), () => openGroup(row), { "aria-label": `${t("look_at")}: ${row.question}` }),
   ]));
   at("page").textContent = t("page_of", { first: groups.length ? offset + 1 : 0, last: offset + groups.length, all: progress.num_groups });

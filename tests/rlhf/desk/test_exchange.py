@@ -15,6 +15,10 @@ from tests.rlhf.desk.groups import group, groups, person, rank_all
 PROMPT = [{"role": "user", "content": "question p000"}]
 
 
+RANKED: dict[str, Any] = {"prompt": "q", "answers": ["a", "b"], "tiers": [[1], [0]]}
+OTHER = RANKED | {"prompt": "other"}
+
+
 def pair(prompt: object, chosen: str, rejected: str) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
@@ -113,11 +117,79 @@ def test_nobody_can_sign_in_as_who_was_only_imported(make_desk: MakeDesk):
     assert desk.sign_in(token) is not None
 
 
+def test_groups_that_come_with_rankings_are_not_given_out_and_not_waited_for(make_desk: MakeDesk):
+    desk = make_desk(quota=2)
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q", "answers": ["a", "b"], "tiers": [[1], [0]]},
+        {"prompt": "nobody ranked it", "answers": ["a", "b"], "rankings": []},
+    ]
+    assert desk.import_rows(rows, "file") == 1
+    assert [item.imported for item in desk.items()] == [True, False]
+    assert desk.progress().num_short == 1  # nobody is invited: whoever was only taken in can rank nothing
+    people = [person(desk, name) for name in ("ann", "bob")]
+    found = desk.progress()
+    assert (found.num_groups, found.num_done, found.num_rankings, found.num_wanted) == (2, 1, 0, 2)
+    assert [len(rank_all(desk, one, ((0,), (1,)))) for one in people] == [1, 1]
+    assert desk.progress().complete
+
+
+def test_a_ranking_of_a_group_that_is_there_takes_one_place(make_desk: MakeDesk):
+    desk = make_desk(quota=2)
+    desk.add_groups(groups(1))
+    row = {"prompt_id": "p000", "prompt": PROMPT, "answers": [f"p000 answer {i}" for i in range(3)], "by": "eve"}
+    assert desk.import_rows([row | {"tiers": [[0], [1]]}], "file") == 1
+    assert len(rank_all(desk, person(desk, "ann"))) == 1 and rank_all(desk, person(desk, "bob")) == []
+
+
+def test_rows_of_several_people_are_one_group(make_desk: MakeDesk):
+    desk = make_desk()
+    row: dict[str, Any] = {"prompt": "q", "answers": ["a", "b"]}
+    rows = [
+        row | {"by": "ann", "tiers": [[0], [1]], "flags": {"1": ["untrue"]}},
+        row | {"by": "bob", "tiers": [[0, 1]]},
+    ]
+    assert desk.import_rows([*rows, rows[0]], "file") == 2
+    assert [one.people for one in desk.consensus(0)] == [("ann", "bob")]
+    assert [one["flags"] for one in next(desk.export_rows())["rankings"]] == [{"1": ["untrue"]}, {}]
+
+
+def test_an_older_export_takes_no_correction_back(make_desk: MakeDesk):
+    desk = make_desk()
+    desk.add_groups(groups(1))
+    ann = person(desk, "ann")
+    task = desk.next_task(ann)
+    assert task is not None
+    desk.submit(ann, task.id, Verdict(((0,), (1,))), 0)
+    before = list(desk.export_rows())
+    desk.submit(ann, task.id, Verdict(((1,), (0,))), 0)
+    assert desk.import_rows(before, "file") == 0
+    assert desk.consensus(0)[0].tiers == ((1,), (0,))
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
+        (RANKED | {"tiers": [["a"], [0]]}, "tiers.0.0: .* valid integer"),
+        (RANKED | {"tiers": [[0.0], [1]]}, "tiers.0.0: .* valid integer"),
+        (RANKED | {"rankings": [{"tiers": [[0], [1]], "time_ms": float("inf")}]}, "rankings.0.time_ms"),
+        (RANKED | {"rankings": [{"tiers": [[0], [1]], "time_ms": 10**30}]}, "rankings.0.time_ms"),
+        (RANKED | {"rankings": [{"by": "ann"}]}, "'tiers' is missing"),
+        (RANKED | {"by": "\ud800"}, "cannot be a person's name"),
+        (RANKED | {"prompt_id": "x" * 65}, "prompt_id: .* at most 64"),
+        (RANKED | {"prompt_id": "\ud800"}, "prompt_id"),
+        (RANKED | {"answers": "ab"}, "answers: .* valid list"),
+        (RANKED | {"answers": ["a", None]}, "answers.1: .* valid string"),
+        (RANKED | {"answers": ["a", " "]}, "answer 1 is empty"),
+        (RANKED | {"prompt": [{"role": "user", "content": None}]}, "prompt.0.content: .* valid string"),
+        (RANKED | {"prompt": [{"role": "wizard", "content": "q"}]}, "prompt.0.role"),
+        (RANKED | {"prompt": " "}, "the prompt is empty"),
+        ({"prompt": "q", "ranked_answers": ["a", "b", "c"], "ranks": [0, 1]}, "2 ranks of 3"),
+        ({"prompt": "q", "ranked_answers": ["a", "b"], "ranks": [0, "x"]}, "ranks.1"),
+        (pair("q", "a", "a"), "chosen and rejected are the same"),
+        (OTHER | {"answers": ["b", "a"]}, "Row 2 .* with other answers, or in another order"),
+        (OTHER | {"tiers": [[0], [1]]}, "Row 2 .* file ranks the prompt .* twice"),
         ({"prompt": "q", "chosen": "a"}, r"Row 2 .* 'rejected' is missing"),
-        ({"prompt": [], "chosen": "a", "rejected": "b"}, r"Row 2 .* the prompt is empty"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, r"Row 2 .* prompt: .* at least 1 item"),
         ({"prompt": "q", "answers": ["a", "b"]}, r"'tiers' is missing"),
         ({"prompt": "q", "answers": ["a", "b"], "tiers": [[0], [2]]}, r"answer 2 is not one of 0 to 1"),
         ({"prompt": "q", "answers": ["a"], "tiers": [[0]]}, r"1 answers"),
@@ -125,9 +197,8 @@ def test_nobody_can_sign_in_as_who_was_only_imported(make_desk: MakeDesk):
 )
 def test_a_row_that_cannot_be_used_is_told_and_none_is_taken(make_desk: MakeDesk, row: dict[str, Any], why: str):
     desk = make_desk()
-    good = {"prompt": "other", "answers": ["a", "b"], "tiers": [[1], [0]]}
     with pytest.raises(TenfoldError, match=why):
-        desk.import_rows([good, row], "file")
+        desk.import_rows([OTHER, row], "file")
     assert desk.items() == [] and desk.people() == []
 
 

@@ -52,6 +52,31 @@ def test_groups_that_somebody_ranked_are_given_first(make_desk: MakeDesk):
     assert rank_all(desk, bob) == ["p000", "p001", "p002", "p003"]
 
 
+def test_a_repeat_is_not_given_away_by_what_a_person_is_told_of_their_progress(make_desk: MakeDesk):
+    desk = make_desk(repeats=0.25)
+    desk.add_groups(groups(20))
+    ann = person(desk, "ann")
+    told: list[tuple[int, int]] = []
+    while (task := desk.next_task(ann)) is not None:
+        found = desk.own_progress(ann)
+        told.append((found.num_ranked, found.num_left))
+        desk.submit(ann, task.id, Verdict(BEST_FIRST), 0)
+    assert desk.progress().people[0].num_repeats >= 4
+    assert told == [(done, len(told) - done) for done in range(len(told))]
+    assert desk.own_progress(ann).num_left == 0
+
+
+def test_a_task_whose_place_was_lost_is_not_left_to_do(make_desk: MakeDesk, clock: Clock):
+    desk = make_desk(lease_minutes=30)
+    desk.add_groups([group("p")])
+    ann, bob = person(desk, "ann"), person(desk, "bob")
+    desk.next_task(ann)
+    clock.pass_minutes(31)
+    assert desk.own_progress(ann).num_left == 1  # nobody has taken it
+    rank_all(desk, bob)
+    assert desk.own_progress(ann).num_left == 0
+
+
 def test_an_open_task_is_given_again_to_who_has_it(make_desk: MakeDesk):
     desk = make_desk()
     desk.add_groups(groups(2))

@@ -143,6 +143,22 @@ def test_too_few_people_are_told_once(make_context: MakeContext) -> None:
     assert "8 groups cannot get their rankings" in warning and "invite more" in warning
 
 
+def test_too_few_people_are_told_also_where_nobody_was_there_when_the_wait_began(make_context: MakeContext) -> None:
+    context = make_context(**PEOPLE)
+    sample.run(context)
+    annotators: Annotators | None = None
+
+    def ann_comes_and_then_bob(seconds: float) -> None:
+        nonlocal annotators
+        names = ["ann"] if annotators is None else ["ann", "bob"]
+        annotators = Annotators(context, **dict.fromkeys(names, threes))
+        annotators(seconds)
+
+    people.rank(context, context.store.groups("sample", 0), ann_comes_and_then_bob)
+    (warning,) = context.console.warned  # type: ignore[attr-defined]
+    assert "cannot get their rankings" in warning
+
+
 class Unreachable(Desk):
     """A desk whose database does not answer at the looks that are named."""
 

@@ -175,6 +175,28 @@ def test_a_ranking_of_a_file_is_never_held_against_answers_of_the_run_to_the_sam
     assert reward.ranked_groups(context) == before
 
 
+def test_a_file_with_other_answers_to_a_prompt_on_which_people_rank_is_left_out_there(
+    make_context: MakeContext, tmp_path: Path, chat: ChatTokenizer
+) -> None:
+    file = lists(tmp_path / "lists.jsonl", 10)
+    settings = {"rank": {"judge": "people"}, "desk": {"repeats": 0.0}}
+    context = replace(make_context(reward={"rankings": str(file)}, **settings), chat=chat)
+    sample.run(context)
+    name = context.store.groups("sample", 0)[0].prompt.id
+    with file.open("a") as rows:
+        row = {"prompt_id": name, "prompt": "question", "answers": ["$$$", "no"], "tiers": [[1], [0]]}
+        rows.write(json.dumps(row) + "\n")
+    people.rank(context, context.store.groups("sample", 0), Annotators(context, ann=threes))
+    before = {ranking.prompt_id: ranking.tiers for ranking in context.store.rankings(0)}
+    reward.run(context)
+    (warning,) = context.console.warned  # type: ignore[attr-defined]
+    assert "1 groups are left out, since the run has their prompts" in warning
+    after = {ranking.prompt_id: ranking.tiers for ranking in context.store.rankings(0)}
+    assert after[name] == before[name] and len(after) == len(before) + 10
+    with open_desk(context.store.folder) as desk:
+        assert desk.progress(0).complete  # what came ranked is not waited for
+
+
 def test_what_was_taken_in_by_the_command_is_learned_too(
     make_context: MakeContext, tmp_path: Path, chat: ChatTokenizer
 ) -> None:
