@@ -4,7 +4,8 @@
 
 Loads the models of a run of configs/recipes/tang_poems.yaml as anybody would, with plain transformers and peft, lets
 write poems at the recipe's temperature, and prints the share that is well-formed (number and length of clauses,
-rhyme, nothing repeated, ended by itself) with a 95 % interval (bootstrap over titles), the real poems' share beside it.
+rhyme, nothing repeated, ended by itself) with a 95 % interval (bootstrap over titles), the real poems' share beside it;
+then the share of each of these parts alone, which says what the rest fail by, and the shares of the four forms.
 Ten poems of each model go into poems.md of the run folder. The pretrained model is asked twice: in the words that the
 others get, which it has never seen, and by a title as it stands in its corpus.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from benchmarks.writer import Writer, Written
 from configs.load import load_recipe
 from configs.schema import Recipe
 from rlhf.kept_prompts import read_prompts
-from rlhf.poems import asked_form, asked_title, clauses, is_well_formed
+from rlhf.poems import FORMS, asked_form, asked_title, clauses, is_well_formed
 from rlhf.records import Prompt
+from rlhf.rhymes import num_rhyming
 from rlhf.seeds import shuffle_seed
 from rlhf.statistics import bootstrap_interval
 
 REAL = Path("data/tang/real.jsonl")
 SHOWN = 10
+PARTS = ("form", "rhyme", "different", "ended")
 
 
 class Poem(Written):
@@ -43,10 +46,16 @@ class Poem(Written):
         return is_well_formed(self.prompt, self.text, self.ended)
 
     @property
-    def has_form(self) -> bool:
-        """Whether number and length of the clauses are right."""
+    def parts(self) -> dict[str, bool]:
+        """Whether each part of a well-formed one is right: clauses, rhyme, nothing repeated, end."""
         form, said = asked_form(self.prompt), clauses(self.text)
-        return form is not None and [len(clause) for clause in said] == [form.length] * form.num_clauses
+        ends = [clause[-1:] for clause in said[1::2]]
+        return {
+            "form": form is not None and [len(clause) for clause in said] == [form.length] * form.num_clauses,
+            "rhyme": len(ends) > 1 and num_rhyming(ends) == len(ends),
+            "different": len(set(said)) == len(said),
+            "ended": self.ended,
+        }
 
 
 def main() -> int:
@@ -62,15 +71,9 @@ def main() -> int:
         raise SystemExit(f"{options.run} has no prompts yet: run the recipe's stages first.")
     titles = prompts.held_out[: recipe.evaluate.num_prompts]
     rows = [row(name, poems, recipe.seed) for name, poems in all_poems(options.run, recipe, titles, options.samples)]
-    print(
-        f"\n{len(titles)} held-out titles, {options.samples} poems each at temperature {recipe.sampling.temperature:g}"
-    )
-    print(f"{'written by':44} {'well-formed':>11} {'95 % interval':>17} {'right form':>11}")
-    for found in rows:
-        print(
-            f"{found['name']!s:44} {found['share']:11.1%} {found['low']:8.1%} - {found['high']:.1%} "
-            f"{found['form']:12.1%}"
-        )
+    temperature = recipe.sampling.temperature
+    print(f"\n{len(titles)} held-out titles, {options.samples} poems each at temperature {temperature:g}\n")
+    print("\n".join(table(rows)))
     write_samples(options.run / "poems.md", rows)
     print(f"\nten poems of each: {options.run / 'poems.md'}")
     if options.json:
@@ -107,16 +110,41 @@ def row(name: str, poems: Sequence[Poem], seed: int) -> dict[str, Any]:
         by_title.setdefault(poem.prompt, []).append(float(poem.is_well_formed))
     shares = torch.tensor([sum(found) / len(found) for found in by_title.values()])
     low, high = bootstrap_interval(shares, num=2000, seed=seed)
-    form = sum(poem.has_form for poem in poems) / len(poems)
     first = {poem.prompt: poem.text for poem in reversed(poems)}
     return {
         "name": name,
         "share": float(shares.mean()),
         "low": low,
         "high": high,
-        "form": form,
+        "parts": {part: mean(poem.parts[part] for poem in poems) for part in PARTS},
+        "forms": {
+            form.name: mean(poem.is_well_formed for poem in poems if asked_form(poem.prompt) == form) for form in FORMS
+        },
         "poems": [[prompt, first[prompt]] for prompt in list(by_title)[:SHOWN]],
     }
+
+
+def mean(values: Iterable[bool]) -> float | None:
+    """Their share; None of none."""
+    found = list(values)
+    return sum(found) / len(found) if found else None
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Lines for people: the shares, then what each is made of."""
+    yield f"{'written by':44} {'well-formed':>11} {'95 % interval':>17}"
+    for found in rows:
+        yield f"{found['name']:44} {found['share']:11.1%} {found['low']:8.1%} - {found['high']:6.1%}"
+    for kind, title in (("parts", "what is right, each by itself"), ("forms", "well-formed, of those asked for")):
+        yield f"\n{title:44} " + " ".join(_right(name) for name in rows[0][kind])
+        for found in rows:
+            shares = ("-" if share is None else f"{share:.1%}" for share in found[kind].values())
+            yield f"{found['name']:44} " + " ".join(map(_right, shares))
+
+
+def _right(text: str) -> str:
+    """At the right of a column; a Chinese character is two wide."""
+    return " " * (9 - sum(1 if char.isascii() else 2 for char in text)) + text
 
 
 def write_samples(path: Path, rows: Sequence[dict[str, Any]]) -> None:

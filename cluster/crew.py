@@ -202,10 +202,13 @@ class Channel:
     def fit(self, options: FitOptions, job: list[Any]) -> Exception | None:
         """Returns when Ray Train is done, with what it raised. `job`: a reference, in a list so that it stays one."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
         from ray.train.torch import TorchTrainer
 
         from cluster.train_backend import OnOwnInterface
 
+        # Workers stay where all others work: a run folder is `runs/NAME` where the recipe says no more.
+        os.environ[RAY_CHDIR_TO_TRIAL_DIR] = "0"
         trainer = TorchTrainer(
             _worker,
             train_loop_config={

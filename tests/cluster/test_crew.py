@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from io import StringIO
@@ -169,6 +170,18 @@ def test_what_a_worker_finds_wrong_is_told_once_and_not_tried_again(go: Go, undi
     (tmp_path / "corpus.txt").write_text("\n\n".join(f"{i} other words" for i in range(300)))
     with pytest.raises(DataError, match="The corpus changed since the checkpoint"):
         go(made)
+
+
+def test_workers_find_a_run_folder_and_sources_that_are_named_relative_to_where_the_run_began(
+    go: Go, tmp_path: Path
+) -> None:
+    made = recipe(Path(os.path.relpath(tmp_path)), "near", num_steps=1, evaluate_every=None)
+    assert not Path(made.runs).is_absolute()
+    folder = go(made)
+    assert (folder / "models" / "base" / "model.safetensors").is_file()
+    assert [path.name for path in (tmp_path / "runs" / "near" / "checkpoints" / "pretrain").glob("step-*")] == [
+        "step-1"
+    ]
 
 
 def test_workers_that_cannot_be_placed_are_told_within_the_deadline(go: Go, tmp_path: Path) -> None:
