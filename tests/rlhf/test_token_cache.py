@@ -58,7 +58,7 @@ class Refuses:
 
     @contextmanager
     def task(
-        self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+        self, name: str, total: int | None = None, unit: str = "", patient: bool = False, before: int = 0
     ) -> Iterator[SilentConsole]:
         assert name != "tokenise"
         yield self.inner
@@ -179,7 +179,7 @@ def test_two_at_a_time_tokenise_once(tmp_path: Path, tokenizer: PreTrainedTokeni
     class Notes(SilentConsole):
         @contextmanager
         def task(
-            self, name: str, total: int | None = None, unit: str = "", patient: bool = False
+            self, name: str, total: int | None = None, unit: str = "", patient: bool = False, before: int = 0
         ) -> Iterator[SilentConsole]:
             names.append(name)
             yield self
