@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -38,13 +39,26 @@ class Nodes:
         """Where the cluster is reached, from inside."""
         return f"{self.address_of(self.names[0])}:{PORT}"
 
+    @property
+    def jobs(self) -> str:
+        """Where its job server is reached, from inside."""
+        return f"http://{self.address_of(self.names[0])}:8265"
+
+    def pids(self) -> set[int]:
+        """The processes of all nodes, but for workers that Ray keeps ready, which do nothing."""
+        found = {pid for name in self.names for pid in _pids(_space(name))}
+        return {pid for pid in found if not _name(pid).startswith("ray::IDLE")}
+
+    def inside(self, name: str) -> list[str]:
+        """What is put before a command that is to run on this node."""
+        return ["ip", "netns", "exec", _space(name)]
+
     def address_of(self, name: str) -> str:
         return f"10.111.0.{self.names.index(name) + 1}"
 
     def popen(self, name: str, command: Sequence[str], **options: object) -> subprocess.Popen[str]:
         """A process on this node."""
-        inside = ["ip", "netns", "exec", _space(name), *command]
-        return subprocess.Popen(inside, env=self.environ, text=True, **options)  # type: ignore[call-overload]
+        return subprocess.Popen([*self.inside(name), *command], env=self.environ, text=True, **options)  # type: ignore[call-overload]
 
     def cut(self, name: str) -> None:
         """Takes the node's link down: packets are lost, nobody is told."""
@@ -117,7 +131,7 @@ def _connect(nodes: Nodes) -> None:
 def _start(nodes: Nodes, name: str, resources: Mapping[str, float]) -> None:
     """Starts Ray on a node; returns when it runs."""
     place = (
-        ["--head", f"--port={PORT}", f"--temp-dir={nodes.folder}", "--include-dashboard=false"]
+        ["--head", f"--port={PORT}", f"--temp-dir={nodes.folder}", "--dashboard-host=0.0.0.0"]
         if name == nodes.names[0]
         else [f"--address={nodes.address}"]
     )
@@ -126,6 +140,11 @@ def _start(nodes: Nodes, name: str, resources: Mapping[str, float]) -> None:
         f"--node-name={name}", f"--num-cpus={CPUS}", "--num-gpus=0", f"--resources={json.dumps(dict(resources))}",
         "--object-store-memory=100000000", "--disable-usage-stats",
     ]  # fmt: skip
+    if name != nodes.names[0]:  # Ray's own files lie on a disk of each node's own, as they do elsewhere
+        own = nodes.folder / f"disk-{name}"
+        own.mkdir()
+        mount = ["mount", "--bind", str(own), str(nodes.folder)]
+        command = ["unshare", "--mount", "sh", "-c", f"{shlex.join(mount)} && exec {shlex.join(command)}"]
     log = nodes.folder / f"{name}.log"
     with log.open("w") as out:
         process = nodes.popen(name, command, stdout=out, stderr=subprocess.STDOUT)
@@ -164,6 +183,13 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def _space(name: str) -> str:

@@ -17,6 +17,7 @@ from configs.schema import Recipe
 from rlhf.store import RunStore
 from tests.cluster.namespaces import Nodes, nodes, why_not
 from tests.cluster.same import assert_learnt_the_same
+from tests.cluster.submitting import actors_and_groups, last_json, wait_until, working_directory
 from tests.cluster.test_crew import recipe as pretraining
 from tests.recipes import tiny_recipe
 
@@ -116,6 +117,33 @@ def test_learners_and_generators_on_other_nodes_than_the_controller_learn_the_sa
         (runs / "apart" / "journal" / "ppo.jsonl").write_text("".join(kept))
     assert hosts(finished(start(cluster, apart))) == {"trainer": "east", "generator": "west"}
     assert_learnt_the_same(runs / "alone", runs / "apart", rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_is_submitted_to_the_head_by_address_and_its_stop_leaves_nothing_on_any_node(
+    cluster: Nodes, tiny_model: Path, tmp_path: Path
+) -> None:
+    pins = {"trainer": {"east": 1}, "generator": {"west": 1}}
+    where = {"resources": pins, "wait_s": 300, "call_s": 300, "address": "auto"}
+    home = working_directory(tmp_path, tiny_model, **CHANGES, cluster=where)
+
+    def tenfold(*words: str) -> str:
+        command = [sys.executable, "-m", "cluster.cli", *words, "--address", cluster.jobs]
+        process = cluster.popen("head", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=home)
+        return finished(process)
+
+    before = cluster.pids()
+    said = tenfold("submit", "recipe.yaml")
+    assert hosts(said) == {"trainer": "east", "generator": "west"}
+    assert (home / "there" / "tiny" / "models" / "policy" / "adapter_config.json").exists()
+    assert last_json(tenfold("status", "tiny", "--json"))["state"] == "succeeded"
+
+    tenfold("submit", "recipe.yaml", "name=long", "ppo.num_steps=200", "--detach")
+    metrics = home / "there" / "long" / "metrics.jsonl"
+    wait_until("two steps of PPO", lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
+    assert "long" in tenfold("stop", "long")
+    assert last_json(tenfold("status", "long", "--json"))["state"] == "stopped"
+    wait_until("the job's processes are gone", lambda: cluster.pids() <= before, 60)
+    assert actors_and_groups(cluster.inside("head"), cluster.jobs, cluster.environ) == ""
 
 
 LONGER: dict[str, Any] = CHANGES | {"ppo": {"num_steps": 30, "score": "rules", "save_every": 1}}

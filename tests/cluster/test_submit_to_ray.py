@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from configs.load import dump_recipe
 from tests.cluster.ray_head import RayHead, ray_head
-from tests.recipes import tiny_recipe
+from tests.cluster.submitting import actors_and_groups, last_json, wait_until, working_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -31,17 +28,7 @@ def head() -> Iterator[RayHead]:
 
 @pytest.fixture(scope="module")
 def home(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory: Tenfold's own code, a recipe, its prompts and its model; all of it travels."""
-    folder = tmp_path_factory.mktemp("home")
-    for part in ("rlhf", "actors", "configs", "cluster"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(tiny_model, folder / "model")
-    recipe = tiny_recipe(
-        "model", folder, runs=str(folder / "there"), data={"prompts": "prompts.jsonl"},
-        cluster={"wait_s": 600, "call_s": 600},
-    )  # fmt: skip
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-    return folder
+    return working_directory(tmp_path_factory.mktemp("home"), tiny_model)
 
 
 def tenfold(head: RayHead, home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -57,17 +44,6 @@ def tenfold(head: RayHead, home: Path, *words: str, **environ: str) -> subproces
         timeout=1000,
         check=False,
     )
-
-
-def wait_until(what: str, true: Callable[[], bool], limit_s: float = 600) -> None:
-    deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
-
-
-def last_json(text: str) -> dict[str, object]:
-    return json.loads(text[text.index("{") :])
 
 
 def test_a_wrong_token_and_none_are_told_apart(head: RayHead, home: Path, tmp_path: Path) -> None:
@@ -140,7 +116,7 @@ def test_a_run_that_is_stopped_in_the_middle_leaves_nothing_and_goes_on(head: Ra
     manifest = json.loads((home / "there" / "long" / "manifest.json").read_text())
     assert manifest["session"]["ended"] is not None and manifest["checkpoints"]["ppo"] >= 1
     wait_until("the job's processes are gone", lambda: set(head.processes()) <= before | idle(head), 60)
-    assert actors_and_groups(head) == ""
+    assert actors_and_groups([], head.address, head.environ) == ""
 
     steps = str(manifest["checkpoints"]["ppo"] + 2)
     words = (
@@ -169,20 +145,3 @@ def test_the_doctor_looks_at_the_cluster_by_a_job(head: RayHead, home: Path) -> 
     }  # fmt: skip
     assert lines["all-reduce"]["state"] == "ok", looked.stdout
     assert looked.returncode == int(any(line["state"] == "mend" for line in lines.values()))
-
-
-def actors_and_groups(head: RayHead) -> str:
-    """The actors and placement groups that are not dead, as the cluster's own API lists them."""
-    code = """
-import sys
-from ray.util.state import list_actors, list_placement_groups
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-actors = [a for a in list_actors(sys.argv[1]) if a.state != "DEAD"]
-groups = [g for g in list_placement_groups(sys.argv[1]) if g.state != "REMOVED"]
-print(*actors, *groups)
-"""
-    command = [sys.executable, "-c", code, head.address]
-    return subprocess.run(
-        command, env=head.environ, capture_output=True, text=True, timeout=60, check=True
-    ).stdout.strip()
