@@ -3,9 +3,9 @@
     python -m benchmarks.plan_memory [--models tiny FOLDER ...]              (in the repository's root)
 
 Runs the stages sample, rank, reward and ppo (real Ray, vLLM and DeepSpeed, critic and reward model) with prompts and
-answers of full length, once for each model and placement. Every worker notes what it takes after its imports, and then
-its peak (VmHWM of /proc). Printed is each group's peak without the imports beside the plan's figure without them, and
-the sum. It exits with 1 if a sum is off by more than 25 %.
+answers of full length, in passes that one prompt with its answers fills, once for each model and placement. Every
+worker notes what it takes after its imports, and then its peak (VmHWM of /proc). Printed is each group's peak without
+the imports beside the plan's figure without them, and the sum. It exits with 1 if a sum is off by more than 25 %.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=2, help="of a step, ten answers each")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--answer-tokens", type=int, default=64)
-    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
+    parser.add_argument("--micro-batch-tokens", type=int, default=768)
     parser.add_argument("--kv-cache-gib", type=float, default=0.25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="a file for all numbers")

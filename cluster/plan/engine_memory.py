@@ -26,13 +26,15 @@ def engine_fixed(work: Work, layout: Layout) -> Parts:
     """
     shape, size, width = work.shape, BYTES[work.engine_dtype], layout.tensor_parallel
     recipe, on_cpu = work.recipe, work.device.is_cpu
+    # On a CPU vLLM packs every matrix for its kernels in the place of the original, but keeps both of the output layer.
+    numbers = shape.num_parameters + (shape.vocab * shape.hidden if on_cpu else 0)
     tokens = batched_tokens(work)
     running = recipe.generator.max_running
     inside = tokens * size * (4 * shape.hidden + 3 * shape.widest // width)
     graphs = 0 if recipe.generator.enforce_eager or on_cpu else CUDA_GRAPHS
     nccl = NCCL if width > 1 else 0
     return Parts(
-        weights=-(-size * shape.num_parameters // width),
+        weights=-(-size * numbers // width),
         adapters=-(-size * shape.adapter_parameters(recipe.lora, engine_rank(recipe.lora.rank)) // width),
         activations=inside,
         # The sampler's, in float32: the logits, the processed ones and their logarithms.

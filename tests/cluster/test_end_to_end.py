@@ -61,22 +61,37 @@ def test_the_five_stages_from_prompts_to_a_judged_policy(session: RaySession, ti
     assert again.results == outcome.results
 
 
+PPO_ALONE: dict[str, Any] = {"stages": ["ppo"], "ppo": {"score": "rules"}, "tracker": {"mode": "disabled"}}
+
+
+@pytest.fixture(scope="module")
+def shared_steps(
+    session: RaySession, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """Rows of metrics of two steps, by one group on one base."""
+    recipe = tiny_recipe(tiny_model, tmp_path_factory.mktemp("shared"), name="shared", **PPO_ALONE)
+    return rows(run(recipe, LineConsole(), session=session), "ppo")
+
+
+@pytest.mark.parametrize(("zero_stage", "references"), [(0, 1), (3, 2)])
 def test_separate_groups_and_two_workers_give_the_steps_of_one_shared_group(
-    session: RaySession, tiny_model: Path, tmp_path: Path
+    session: RaySession,
+    tiny_model: Path,
+    tmp_path: Path,
+    shared_steps: list[dict[str, Any]],
+    zero_stage: int,
+    references: int,
 ) -> None:
-    common: dict[str, Any] = {"stages": ["ppo"], "ppo": {"score": "rules"}, "tracker": {"mode": "disabled"}}
-    shared = run(tiny_recipe(tiny_model, tmp_path, name="shared", **common), LineConsole(), session=session)
-    separate = run(
-        tiny_recipe(
-            tiny_model,
-            tmp_path,
-            name="separate",
-            cluster={"placement": "separate", "workers": {"policy": 2, "critic": 2}, "threads": 1},
-            **common,
-        ),
-        LineConsole(),
-        session=session,
+    workers = {"policy": 2, "critic": 2, "reference": references}
+    recipe = tiny_recipe(
+        tiny_model,
+        tmp_path,
+        name="separate",
+        cluster={"placement": "separate", "workers": workers, "threads": 1},
+        learner={"zero_stage": zero_stage},
+        **PPO_ALONE,
     )
-    for one, two in zip(rows(shared, "ppo"), rows(separate, "ppo"), strict=True):
+    separate = run(recipe, LineConsole(), session=session)
+    for one, two in zip(shared_steps, rows(separate, "ppo"), strict=True):
         for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "policy/grad_norm"):
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name

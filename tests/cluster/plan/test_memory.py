@@ -143,11 +143,31 @@ def test_checkpointing_keeps_inputs_and_one_layer(work: Any) -> None:
     assert plain - spared == 1000 * (one - 2 * 2 * 100)  # of the two layers one, but both inputs
 
 
+def test_on_a_cpu_half_of_what_a_layer_frees_stays_as_holes_of_the_heap(work: Any) -> None:
+    made = work("float32", device="CPU")
+    norms, rotation, added = 2 * 200, 4 * (100 + 50), 2 * 100
+    outputs = 100 + 50 + 50 + 100 + 200 + 200 + 100
+    freed = memory.freed_per_token(made, made.recipe.lora)
+    assert freed == 4 * (norms + rotation + added) + 3 * 4 * outputs
+    spared = activations(made, layout(gradient_checkpointing=True), 1000, trains=True)
+    both = activations(made, layout(), 1000, trains=True)
+    one = memory.kept_per_token(made, made.recipe.lora) + freed // 2
+    assert both - spared == 1000 * (one - 2 * 4 * 100)  # of the two layers one, but both inputs
+    assert activations(made, layout(), 1000, trains=False) < 1000 * freed
+
+
+def test_on_a_cpu_an_engine_holds_the_output_layer_twice(work: Any) -> None:
+    assert engine_fixed(work("float32", device="CPU"), layout()).weights == 4 * (10 * MILLION + 1000 * 100)
+
+
 def test_logits_are_of_a_chunk_of_positions(work: Any) -> None:
     made = work()  # 64 prompt tokens, ten answers of 8: 80 of 144 tokens are predicted
     assert logits(made, 144, ("policy",)) == 80 * 1000 * 18
     assert logits(made, 14_400, ("policy",)) == 256 * 1000 * 18
     assert logits(made, 14_400, ("critic",)) == 0
+    assert logits(made, 14_400, ("reference",)) == 256 * 1000 * 10  # no entropies
+    assert logits(work("float32"), 14_400, ("reference",)) == 256 * 1000 * 8
+    assert logits(made, 14_400, ("reference", "policy")) == 256 * 1000 * 18
 
 
 def test_a_pass_is_no_longer_than_the_work_and_no_shorter_than_one_answer(work: Any) -> None:
