@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class Address:
     """Where the page is served, and how it is reached.
 
     Raises ServeError: beyond this machine without TLS, a certificate without its key or the other way round, one that
-    cannot be read.
+    cannot be read, a `url` that is none.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +47,8 @@ class Address:
     url: str | None = None  # that people enter; None: host and port
 
     def __post_init__(self) -> None:
+        if self.url is not None and not re.match(r"https?://[^/\s]+(/\S*)?$", self.url):
+            raise ServeError(f"--url {self.url} is no address.", limit="It begins with http:// or https://.")
         if (self.certificate is None) != (self.key is None):
             given, missing = ("--key", "--certificate") if self.certificate is None else ("--certificate", "--key")
             raise ServeError(f"{given} was given without {missing}.", remedy=f"Give {missing} too.")

@@ -11,7 +11,9 @@ import typer
 from cluster.command import Json, RunName, leave, print_json
 from cluster.console import make_console
 
-Round = Annotated[int | None, typer.Option(min=1, help="Of which round, the first being 1. Default: all; into: 1.")]
+Round = Annotated[
+    int | None, typer.Option(min=1, max=1_000_000, help="Of which round, the first being 1. Default: all; into: 1.")
+]
 
 
 def rankings(
@@ -34,6 +36,8 @@ def rankings(
 
         if (to is None) == (take is None):
             raise DataError("rankings: where to is not said.", remedy="Give one of --to FILE and --from FILE.")
+        if pairs and take is not None:
+            raise DataError("--pairs says what to write, and is of no use with --from.", remedy="Leave it out.")
         if to is not None:
             done = export_rankings(run, to, pairs=pairs, round=None if round is None else round - 1)
             said = f"{done['num_rows']} rows are in {to}"

@@ -19,6 +19,8 @@ def export_rankings(run: str, to: Path, *, pairs: bool, round: int | None) -> di
     """
     if to.exists():
         raise DataError(f"{to} is there already.", remedy="Name a file that does not exist yet.")
+    if not to.parent.is_dir():
+        raise DataError(f"{to}: there is no folder {to.parent}.", remedy="Make it first, or name another file.")
     with open_desk(find_run(run)) as desk:
         rows = list(desk.export_pairs(round) if pairs else desk.export_rows(round))
     if not rows:

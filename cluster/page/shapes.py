@@ -189,7 +189,7 @@ class LeadSubmission(BaseModel):
     order: list[int]  # answer number at each place, as it was shown
     repeat: bool
     withdrawn: bool
-    counts: bool  # False: corrected since, or set aside
+    counts: bool  # False: corrected since, set aside, or a repeat
     created: str  # ISO 8601, UTC
 
 
@@ -280,7 +280,7 @@ def _seen_by_lead(one: Submission, withdrawn: bool, newest: bool) -> LeadSubmiss
         order=list(one.order),
         repeat=one.repeat,
         withdrawn=withdrawn,
-        counts=newest and not withdrawn,
+        counts=newest and not withdrawn and not one.repeat,
         created=one.created,
     )
 

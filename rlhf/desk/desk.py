@@ -81,6 +81,8 @@ class Desk:
     def invite(self, name: str, role: PersonRole = "annotator") -> str:
         """The token of a new person, which is shown this once: only its hash is kept.
 
+        Whose rankings were only taken in from elsewhere counts as new, and keeps them.
+
         Raises DeskError for a name that is taken, empty, longer than 100 characters or with control characters.
         """
         return self._people.invite(name, role)

@@ -28,13 +28,17 @@ class People:
         check_name(name)
         token = secrets.token_urlsafe(24)
         with self._database.write() as connection:
-            if connection.scalar(sa.select(persons.c.id).where(persons.c.name == name)) is not None:
+            row = {"role": role, "token_hash": _hash(token), "invited": self._now()}
+            known = connection.execute(sa.select(persons).where(persons.c.name == name)).one_or_none()
+            if known is None:
+                connection.execute(persons.insert().values(row | {"name": name, "withdrawn": False}))
+            elif not known.invited:  # whose rankings were taken in from elsewhere
+                connection.execute(persons.update().where(persons.c.id == known.id).values(row))
+            else:
                 raise DeskError(
                     f"{name!r} was invited before.",
-                    remedy="Choose another name, or make a new token for a person who lost theirs.",
+                    remedy="Choose another name, or --renew the link of a person who lost theirs.",
                 )
-            row = {"name": name, "role": role, "token_hash": _hash(token), "withdrawn": False, "invited": self._now()}
-            connection.execute(persons.insert().values(row))
         return token
 
     def renew_token(self, name: str) -> str:

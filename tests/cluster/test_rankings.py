@@ -55,6 +55,8 @@ def test_pairs_are_rows_of_trl(run: Path, tmp_path: Path):
         ([], "Give one of --to FILE and --from FILE"),
         (["--to", "a", "--from", "b"], "Give one of"),
         (["--to", "there.jsonl"], "is there already"),
+        (["--to", "no/folder.jsonl"], "there is no folder no"),
+        (["--from", "there.jsonl", "--pairs"], "of no use with --from"),
         (["--to", "none.jsonl", "--round", 7], "has no groups to write"),
         (["--from", "missing.jsonl"], "missing.jsonl"),
         (["--from", "there.jsonl"], "line 1 is no object"),

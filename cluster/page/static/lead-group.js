@@ -9,20 +9,20 @@ export async function openGroup(row) {
   const group = await ask("GET", `lead/group?prompt_id=${encodeURIComponent(row.prompt_id)}&round=${row.round}`);
   at("group-title").textContent = t("group_title", { id: group.prompt_id });
   at("group-turns").replaceChildren(...group.turns.map(turnView));
-  table(at("said"), ["person", "ranking", "flagged", "order_shown", "time", "when", "state"].map(headOf), group.submissions.map(saidRow));
+  table(at("said"), ["person", "ranking", "flagged", "order_shown", "time", "when", "state"].map((key) => t(key)), group.submissions.map(saidRow));
   if (!group.submissions.length) at("said").replaceChildren(make("caption", {}, t("none_yet")));
   at("group-answers").replaceChildren(...group.answers.map(answerView));
   at("group").showModal();
 }
 
-const headOf = (key) => (key === "order_shown" ? t(key, { order: "" }).trim() : t(key));
 const numbers = (indices) => indices.map((index) => index + 1).join(" = ");
 
 function saidRow(one) {
   const grades = (tier) => [...new Set(tier.map((index) => one.grades[index]).filter(Boolean))].map((grade) => t(grade)).join(", ");
   const tiers = one.tiers.map((tier) => `${numbers(tier)}${grades(tier) ? ` (${grades(tier)})` : ""}`).join(" > ");
   const flags = Object.entries(one.flags).map(([index, names]) => `${Number(index) + 1}: ${names.map((name) => t(name)).join(", ")}`);
-  const states = [one.counts ? t("counts") : one.withdrawn ? t("set_aside") : t("old"), ...(one.repeat ? [t("repeat")] : [])];
+  const states = one.repeat ? [t("repeat"), ...(one.withdrawn ? [t("set_aside")] : [])]
+    : [t(one.counts ? "counts" : one.withdrawn ? "set_aside" : "old")];
   const said = one.skipped ? `${t("skip")}: ${one.reason}` : [one.all_wrong ? t("all_wrong") : "", tiers].filter(Boolean).join(": ");
   return [
     one.person, said, flags.join("; "), one.order.map((index) => index + 1).join(" "), duration(one.time_ms), moment(one.created),

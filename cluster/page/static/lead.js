@@ -62,7 +62,7 @@ function show() {
   table(at("pairs"), [t("person"), t("person"), t("tau"), t("num_common")],
     agreement.pairs.map((pair) => [pair.one, pair.other, number(pair.tau), pair.num_groups]));
   table(at("groups"), [t("question"), t("round"), t("num_rankings"), t("skips"), ""], groups.map((row) => [
-    make("span", { dir: "auto" }, row.question), row.round, row.imported ? row.num_rankings : `${row.num_rankings} / ${progress.quota}`, row.num_skips + (row.closed ? ` (${t("closed")})` : ""),
+    make("span", { dir: "auto" }, row.question), row.round + 1, row.imported ? row.num_rankings : `${row.num_rankings} / ${progress.quota}`, row.num_skips + (row.closed ? ` (${t("closed")})` : ""),
     button(t("look_at"), () => openGroup(row), { "aria-label": `${t("look_at")}: ${row.question}` }),
   ]));
   at("page").textContent = t("page_of", { first: groups.length ? offset + 1 : 0, last: offset + groups.length, all: progress.num_groups });
@@ -73,7 +73,7 @@ function show() {
 function showRounds() {
   const choice = at("round");
   const chosen = choice.value;
-  choice.replaceChildren(make("option", { value: "" }, t("all_rounds")), ...rounds.map((n) => make("option", { value: n }, String(n))));
+  choice.replaceChildren(make("option", { value: "" }, t("all_rounds")), ...rounds.map((n) => make("option", { value: n }, String(n + 1))));
   choice.value = chosen;
 }
 
@@ -103,7 +103,12 @@ async function setAside(person, kind) {
   at("why").value = "";
   const reason = await answerOf(at("setting"), "yes", () => at("why").value.trim());
   if (reason === null) return;
-  await ask("POST", `lead/${kind}`, { name: person.name, reason });
+  try {
+    await ask("POST", `lead/${kind}`, { name: person.name, reason });
+  } catch (error) {
+    at("updated").textContent = t("fail", { why: error.message });
+    return;
+  }
   await refresh();
 }
 

@@ -1,5 +1,5 @@
 // The page of those who rank: one task after the other.
-import { ask, askUntilThere, Refused } from "./api.js";
+import { ask, askUntilThere, Away, Refused } from "./api.js";
 import { Arrangement } from "./arrange.js";
 import { CardView } from "./cards.js";
 import { Comparison } from "./compare.js";
@@ -98,6 +98,7 @@ function show() {
   at("correcting").textContent = work.task.reason ? t("was_skipped", { reason: work.task.reason }) : t("correcting");
   at("sorted").textContent = t("sorted_of", { n: V.numRanked(verdict), all: views.size });
   at("to-sort").hidden = verdict.step === 1;
+  at("leave").hidden = !work.isCorrection;
   at("next").textContent = t(verdict.step === 1 ? "to_order" : work.isCorrection ? "correct" : "hand_in");
   at("all-wrong").setAttribute("aria-pressed", String(verdict.allWrong));
   at("undo").disabled = !work.past.length;
@@ -186,6 +187,14 @@ async function handIn(what, body, told) {
   await next();
 }
 
+// What was handed in stays, and so does nothing of the correction.
+async function leave() {
+  if (!work || busy) return;
+  work.startAgain();
+  await saver.sendDraft();
+  await next();
+}
+
 async function goBackTo(taskId) {
   if (busy) return;
   if (work) await saver.sendDraft();
@@ -247,19 +256,31 @@ function redo() {
   if (work?.redo()) announce(t("redone"));
 }
 
+// What needs the server now, and says so where there is none.
+function orTell(act) {
+  return () => {
+    act().catch((error) => {
+      if (!(error instanceof Away)) throw error;
+      toast(t("kept_here"));
+    });
+  };
+}
+
 function bind() {
+  const progress = orTell(() => openProgress(goBackTo));
+  const guidelines = orTell(openGuidelines);
   const onWork = (act) => () => (work ? act() : false);
   const clicks = {
-    "open-progress": () => openProgress(goBackTo), "open-guidelines": openGuidelines, "open-keys": openKeys,
-    "as-text": onWork(showPlain), undo, redo, skip, next: forward, "to-sort": () => step(1),
+    "open-progress": progress, "open-guidelines": guidelines, "open-keys": openKeys,
+    "as-text": onWork(showPlain), undo, redo, skip, next: forward, "to-sort": () => step(1), leave,
     "all-wrong": () => change(V.callAllWrong(work.verdict)), "look-again": next,
   };
   for (const [id, act] of Object.entries(clicks)) at(id).addEventListener("click", act);
   const flags = Object.fromEntries(V.FLAGS.map((name) => [name, onCard((label) => change(V.flag(work.verdict, label, name)))]));
   listen(
     {
-      ...flags, undo, redo, skip: onWork(skip), next: onWork(forward), back, guidelines: openGuidelines, keys: openKeys,
-      progress: () => openProgress(goBackTo), as_text: onWork(showPlain), compare: onCard(compare),
+      ...flags, undo, redo, skip: onWork(skip), next: onWork(forward), back: orTell(back), guidelines, keys: openKeys,
+      progress, as_text: onWork(showPlain), compare: onCard(compare),
       previous: onWork(() => work.verdict.step === 2 && step(1)), all_wrong: onWork(clicks["all-wrong"]),
       grade: onCard(gradeAndGoOn), ungrade: onCard((label) => change(V.sort(work.verdict, label, null))),
       tie: onCard(tie), move: onCard((label, by) => (work.verdict.step === 2 ? move(label, by) : false)),

@@ -96,10 +96,6 @@ export class Saver {
     this.waiting = null;
   }
 
-  forget(taskId) {
-    this.remove(`draft/${taskId}`);
-  }
-
   read(name) {
     try { return JSON.parse(localStorage.getItem(this.prefix + name)); } catch { return null; }
   }

@@ -3,12 +3,12 @@ export const en = {
   title: "Rank answers", lead_title: "People's rankings",
   skip_to_answers: "To the answers", prompt: "The prompt", answers: "The answers", answer: "Answer {label}",
   system: "System", user: "Question", assistant: "Assistant", more_prompt: "Show all", less_prompt: "Show less",
-  run: "Run {run}", signed_in: "{name}", sign_out: "Sign out", language: "Language",
+  run: "Run {run}", sign_out: "Sign out", language: "Language",
   progress: "Progress", guidelines: "Guidelines", keys: "Keys", close: "Close", back: "Back", undo: "Undo", redo: "Redo",
   done_left: "{done} done, {left} left",
   num_ranked: "Ranked", num_skipped: "Skipped", num_left: "Left", time_spent: "Time spent",
   no_guidelines: "The lead has written no guidelines. Sort by how well an answer serves who asked: true, to the point, clear.",
-  seconds: "{n} s", minutes: "{n} min", hours: "{h} h {n} min",
+  seconds: "{n} s", minutes_seconds: "{n} min {s} s", minutes: "{n} min", hours: "{h} h {n} min",
 
   good: "Good", fair: "Fair", bad: "Bad", unusable: "Unusable", grade_of: "Grade of answer {label}",
   unsafe: "Unsafe", untrue: "Untrue", off_question: "Off the question", broken: "Broken", flags_of: "Flags of answer {label}",
@@ -22,9 +22,9 @@ export const en = {
   skip_about: "It goes to somebody else. Why do you leave it out?",
   skip_language: "I do not know the language", skip_knowledge: "I cannot judge the subject",
   skip_broken: "The prompt is broken", skip_upsetting: "I do not want to read this", skip_reason: "Another reason",
-  not_sorted: "Not sorted", nothing_here: "None", rank_n: "Rank {n}", rank_shared: "Rank {n}, shared",
+  not_sorted: "Not sorted", rank_n: "Rank {n}", rank_shared: "Rank {n}, shared",
   better: "Move {label} up", worse: "Move {label} down", tie: "{label} equals the one above", untie: "{label} no longer equal",
-  drag: "Drag {label}",
+ 
   partial_title: "Hand in a partial ranking?", partial_about: "These are not sorted and will not be ranked: {labels}.",
   hand_in_so: "Hand in as it is", too_few: "Sort at least two answers, or say that all are wrong, or skip.",
 
@@ -62,6 +62,6 @@ export const en = {
   reinstate_title: "Use {name}'s rankings again?", reinstate_about: "They count as before.", reason: "Reason", confirm: "Do it",
   annotator: "annotator", lead: "lead", question: "Prompt", num_rankings: "Rankings", before: "Before", after: "Next",
   look_at: "Look at it", score: "Reward model: {score}", number: "Answer {n}", said_by: "What people said",
-  old: "corrected since", repeat: "repeat", order_shown: "shown in the order {order}", none_yet: "Nobody has ranked it yet.",
+  old: "corrected since", repeat: "repeat", order_shown: "Shown in this order", none_yet: "Nobody has ranked it yet.",
   group_title: "Prompt {id}", page_of: "{first}–{last} of {all}", ranking: "Ranking, best first", flagged: "Flags", when: "When", time: "Time",
 };

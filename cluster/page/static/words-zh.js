@@ -3,12 +3,12 @@ export const zh = {
   title: "给回答排名", lead_title: "人工排名",
   skip_to_answers: "跳到回答", prompt: "提示", answers: "回答", answer: "回答 {label}",
   system: "系统", user: "问题", assistant: "助手", more_prompt: "显示全部", less_prompt: "收起",
-  run: "运行 {run}", signed_in: "{name}", sign_out: "退出登录", language: "语言",
+  run: "运行 {run}", sign_out: "退出登录", language: "语言",
   progress: "进度", guidelines: "准则", keys: "快捷键", close: "关闭", back: "返回", undo: "撤销", redo: "重做",
   done_left: "已完成 {done}，剩余 {left}",
   num_ranked: "已排名", num_skipped: "已跳过", num_left: "剩余", time_spent: "用时",
   no_guidelines: "负责人尚未写准则。请按回答对提问者的帮助来分类：真实、切题、清楚。",
-  seconds: "{n} 秒", minutes: "{n} 分钟", hours: "{h} 小时 {n} 分钟",
+  seconds: "{n} 秒", minutes_seconds: "{n} 分 {s} 秒", minutes: "{n} 分钟", hours: "{h} 小时 {n} 分钟",
 
   good: "好", fair: "一般", bad: "差", unusable: "不可用", grade_of: "回答 {label} 的等级",
   unsafe: "不安全", untrue: "不真实", off_question: "答非所问", broken: "残缺", flags_of: "回答 {label} 的标记",
@@ -22,9 +22,9 @@ export const zh = {
   skip_about: "它会交给其他人。为什么跳过？",
   skip_language: "我不懂这种语言", skip_knowledge: "我无法判断这个主题",
   skip_broken: "提示本身有问题", skip_upsetting: "我不想读这个内容", skip_reason: "其他原因",
-  not_sorted: "未分类", nothing_here: "无", rank_n: "第 {n} 名", rank_shared: "并列第 {n} 名",
+  not_sorted: "未分类", rank_n: "第 {n} 名", rank_shared: "并列第 {n} 名",
   better: "{label} 上移", worse: "{label} 下移", tie: "{label} 与上一个相等", untie: "{label} 不再相等",
-  drag: "拖动 {label}",
+ 
   partial_title: "提交部分排名？", partial_about: "以下回答未分类，不参与排名：{labels}。",
   hand_in_so: "就这样提交", too_few: "请至少给两个回答分类，或选“全部错误”，或跳过。",
 
@@ -62,6 +62,6 @@ export const zh = {
   reinstate_title: "重新使用 {name} 的排名？", reinstate_about: "它们将像以前一样计入。", reason: "原因", confirm: "确定",
   annotator: "标注员", lead: "负责人", question: "提示", num_rankings: "排名数", before: "上一页", after: "下一页",
   look_at: "查看", score: "奖励模型：{score}", number: "回答 {n}", said_by: "大家的意见",
-  old: "后来更正", repeat: "重复", order_shown: "展示顺序 {order}", none_yet: "还没有人排名。",
+  old: "后来更正", repeat: "重复", order_shown: "展示顺序", none_yet: "还没有人排名。",
   group_title: "提示 {id}", page_of: "第 {first}–{last} 个，共 {all} 个", ranking: "排名，最好的在前", flagged: "标记", when: "时间", time: "用时",
 };

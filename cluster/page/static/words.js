@@ -37,7 +37,8 @@ export function t(key, values = {}) {
 
 export function duration(ms) {
   const minutes = Math.floor(ms / 60000);
-  if (minutes < 1) return t("seconds", { n: Math.round(ms / 1000) });
+  if (minutes < 1) return t("seconds", { n: Math.floor(ms / 1000) });
+  if (minutes < 10) return t("minutes_seconds", { n: minutes, s: Math.floor(ms / 1000) % 60 });
   return minutes < 60 ? t("minutes", { n: minutes }) : t("hours", { h: Math.floor(minutes / 60), n: minutes % 60 });
 }
 

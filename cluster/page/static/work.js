@@ -13,9 +13,10 @@ export class Work {
     this.future = [];
     const fits = [task.draft, kept].filter((draft) => draft && draft.state.base === task.created && draft.state.verdict);
     const newest = fits.sort((one, other) => other.state.rev - one.state.rev)[0];
-    this.verdict = newest?.state.verdict ?? (task.said ? fromSaid(task.said) : blank());
+    this.handedIn = task.said ? fromSaid(task.said) : blank();
+    this.verdict = newest?.state.verdict ?? this.handedIn;
     this.rev = newest?.state.rev ?? 0;
-    this.restored = Boolean(newest && newest.state.rev > 0);
+    this.restored = JSON.stringify(this.verdict) !== JSON.stringify(this.handedIn);
     this.newerHere = newest === kept && kept !== null && kept.state.rev > (task.draft?.state.rev ?? 0);
     this.watch = new Stopwatch(Math.max(task.time_ms, kept?.time_ms ?? 0));
   }
@@ -48,6 +49,11 @@ export class Work {
     this.past.push(this.verdict);
     this.become(this.future.pop());
     return true;
+  }
+
+  // As it was handed in, or empty.
+  startAgain() {
+    this.change(this.handedIn);
   }
 
   become(verdict) {

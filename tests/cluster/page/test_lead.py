@@ -59,6 +59,7 @@ def test_groups_come_page_by_page(ranked: Desk, lead: TestClient) -> None:
         "num_rankings": 2,
         "num_skips": 0,
         "closed": False,
+        "imported": False,
     }
 
 

@@ -110,6 +110,15 @@ def test_ranked_answers_and_an_implicit_prompt_are_taken_in(make_desk: MakeDesk)
     ]
 
 
+def test_who_was_only_taken_in_can_be_invited_and_keeps_what_they_said(make_desk: MakeDesk):
+    desk = make_desk()
+    desk.import_rows([RANKED | {"by": "ann"}], "file")
+    assert desk.sign_in(desk.invite("ann")) is not None
+    assert [one.people for one in desk.consensus(0)] == [("ann",)]
+    with pytest.raises(TenfoldError, match="was invited before"):
+        desk.invite("ann")
+
+
 def test_nobody_can_sign_in_as_who_was_only_imported(make_desk: MakeDesk):
     desk = make_desk()
     desk.import_rows([{"prompt": "q", "answers": ["a", "b"], "tiers": [[1], [0]]}], "file")

@@ -288,6 +288,35 @@ def test_single_keys_can_be_turned_off(come: Come) -> None:
     expect(page.locator("#sorted")).to_have_text("0 of 10 sorted")
 
 
+def test_a_correction_can_be_left_as_it_was(come: Come, desk: Desk) -> None:
+    visit = come()
+    page, press = visit.page, visit.page.keyboard.press
+    for key in ("a", "1", "b", "2", "n", "n"):
+        press(key)
+    page.locator("#partial").get_by_role("button", name="Hand in as it is").click()
+    visit.handed_in(1)
+    expect(page.locator("#leave")).to_be_hidden()
+    press("r")
+    expect(page.locator("#correcting")).to_be_visible()
+    press("a")
+    press("4")
+    visit.saved()
+    page.get_by_role("button", name="Leave it as it was").click()
+    expect(page.locator("#correcting")).to_be_hidden()
+    press("r")
+    expect(page.locator("#card-A [aria-pressed=true]").first).to_have_text("Good")
+    assert len(desk.submissions(every_row=True)) == 1
+    visit.nothing_happened()
+
+
+def test_what_needs_the_server_says_so_where_it_is_away(come: Come, server: Server) -> None:
+    visit = come()
+    server.kill()
+    visit.page.keyboard.press("p")
+    expect(visit.page.locator("#toast-text")).to_contain_text("does not answer")
+    visit.nothing_happened()
+
+
 def test_the_lead_looks_at_a_ranking_and_sets_a_person_aside(come: Come, desk: Desk) -> None:
     ann = desk.sign_in(desk.invite("zoe"))
     assert ann is not None
@@ -300,6 +329,7 @@ def test_the_lead_looks_at_a_ranking_and_sets_a_person_aside(come: Come, desk: D
     page.locator("#groups button").first.click()
     expect(page.locator("#said")).to_contain_text("4 (Good) > 2 = 3")
     expect(page.locator("#said")).to_contain_text("2: Unsafe")
+    expect(page.locator("#said")).to_contain_text("1 min 1 s")
     expect(page.locator("#group-answers")).to_contain_text("Answer number 9 of p0")
     page.locator("#group").get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Withdraw the rankings of zoe").click()
