@@ -100,7 +100,7 @@ def page(plan: Preview) -> RenderableType:
     grid.add_row(
         "model", Text(f"{model['path'] or 'made by pretrain'}, {model['dtype']}, LoRA rank {model['lora_rank']}")
     )
-    grid.add_row("prompts", Text(f"{prompts['source']}: {_split(prompts)}"))
+    grid.add_row("prompts", Text(f"{prompts['source']}: {_split(prompts)}" if prompts["source"] else _split(prompts)))
     stages = Table("stage", "", "what it does", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in cast(list[dict[str, str]], plan["stages"]):
         stages.add_row(row["stage"], row["state"], Text(row["what"]))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.console import LineConsole
+from cluster.preview import page, preview
 from cluster.run import Outcome, exit_code, places, run
 from cluster.runs import list_runs
 from configs.errors import ConfigError
@@ -317,6 +318,9 @@ def test_a_reward_model_of_a_files_rankings_asks_for_no_prompts(rig: Rig, recipe
     plain = recipe.model_dump(mode="json") | {"stages": ["reward"], "rules": [], "data": {}}
     plain["reward"]["rankings"] = str(file)
     alone = Recipe.model_validate(plain)
+    shown = StringIO()
+    LineConsole(shown).show(page(preview(alone)))
+    assert "none are asked for" in shown.getvalue() and "()" not in shown.getvalue()
     assert rig.run(alone).results["reward"]["num_train"] == 6
     with pytest.raises(ValueError, match=r"data.prompts is missing"):
         Recipe.model_validate(plain | {"stages": ["reward", "ppo"]})
