@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 import threading
@@ -31,7 +30,7 @@ from rlhf.training import Job, Place, Report
 LOOK_S = 0.2  # between two looks at what was reported
 LOOK_AT_NODES_S = 2.0
 STOP_S = 20.0  # for the workers to save and leave, once they are told to stop
-CPU_OF_CHANNEL = 0.001
+CPU_OF_CHANNEL = 0  # it waits and passes on: with a part of one, workers that take all CPUs would find no place
 CALLS_AT_ONCE = 4  # of the channel: fit, push, pull and stop
 
 
@@ -42,11 +41,11 @@ class RayCrew:
     checkpoint of the run store. A TenfoldError of a worker ends the job at once: it would come again.
     """
 
-    def __init__(self, recipe: Recipe, console: Console, num_gpus: float) -> None:
-        """`num_gpus`: that Ray counts."""
+    def __init__(self, recipe: Recipe, console: Console, resources: Resources) -> None:
+        """`resources`: what Ray counts. Raises PlacementError where the workers do not fit into them."""
         self._recipe, self._console = recipe, console
         self._unheard: deque[Report] = deque()
-        plan = place_crew(recipe, Resources(cpus=math.inf, gpus=num_gpus))
+        plan = place_crew(recipe, resources)
         self._uses_gpus, self._num_workers = plan.gpus > 0, plan.num_workers
         self._bundles = Placement((plan,)).bundles
         self._channel: Any = None

@@ -167,11 +167,12 @@ def place(recipe: Recipe, resources: Resources, roles: Collection[Role] | None =
 def place_crew(recipe: Recipe, resources: Resources) -> GroupPlan:
     """The workers of `pretrain` and `sft`, each with a GPU where there are any; they work before all other groups.
 
-    Raises PlacementError for more GPUs than the cluster has, and for more workers than GPUs.
+    Raises PlacementError for more GPUs than the cluster has, for more workers than GPUs, and where they do not fit.
     """
     config = recipe.cluster
     _check_names(config, makes_model=True)
-    gpus = _num_gpus(config, _counted(config, resources))
+    resources = _counted(config, resources)
+    gpus = _num_gpus(config, resources)
     num_workers = config.workers.get(TRAINER, gpus or 1)
     if gpus and num_workers > gpus:
         raise PlacementError(
@@ -180,7 +181,9 @@ def place_crew(recipe: Recipe, resources: Resources) -> GroupPlan:
             remedy="Set fewer workers in cluster.workers.trainer, or add nodes.",
         )
     extra = config.resources.get(TRAINER, {})
-    return GroupPlan(TRAINER, (), tuple(range(num_workers)), config.cpus_per_worker, float(gpus > 0), extra)
+    crew = GroupPlan(TRAINER, (), tuple(range(num_workers)), config.cpus_per_worker, float(gpus > 0), extra)
+    _check_fit(config, Placement((crew,)), resources, gpus)
+    return crew
 
 
 def _counted(config: ClusterConfig, resources: Resources) -> Resources:

@@ -50,7 +50,7 @@ class Workplace:
         """Workers that train a model together; nothing of them is left when the block ends."""
         from cluster.crew import RayCrew
 
-        yield RayCrew(recipe, console, self.session.resources.gpus)
+        yield RayCrew(recipe, console, self.session.resources)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
 from cluster.console import LineConsole
@@ -184,8 +186,27 @@ def test_workers_find_a_run_folder_and_sources_that_are_named_relative_to_where_
     ]
 
 
-def test_workers_that_cannot_be_placed_are_told_within_the_deadline(go: Go, tmp_path: Path) -> None:
+def test_workers_that_no_cluster_of_this_size_holds_are_refused_at_once(go: Go, tmp_path: Path) -> None:
     made = recipe(tmp_path, "wide", num_workers=3)
-    wide = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": 900.0, "wait_s": 12})})
-    with pytest.raises(PlacementError, match="3 workers of 900"):
+    wide = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": 900.0})})
+    with pytest.raises(PlacementError, match="takes 2700 logical CPUs"):
         go(wide)
+
+
+def test_workers_that_others_leave_no_place_are_told_within_the_deadline(go: Go, tmp_path: Path) -> None:
+    made = recipe(tmp_path, "late", num_workers=1)
+    cpus = ray.cluster_resources()["CPU"]
+    late = made.model_copy(update={"cluster": made.cluster.model_copy(update={"cpus_per_worker": cpus, "wait_s": 12})})
+    others = placement_group([{"CPU": 1}])
+    try:
+        assert others.wait(30)
+        with pytest.raises(PlacementError, match=f"1 workers of {cpus:g}"):
+            go(late)
+    finally:
+        remove_placement_group(others)
+
+
+def test_workers_may_take_all_that_there_is(go: Go, tmp_path: Path) -> None:
+    made = recipe(tmp_path, "all", num_steps=1)
+    cluster = made.cluster.model_copy(update={"cpus_per_worker": ray.cluster_resources()["CPU"]})
+    assert len(curve(go(made.model_copy(update={"cluster": cluster})))) >= 1

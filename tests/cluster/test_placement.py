@@ -132,6 +132,8 @@ def test_workers_that_make_a_model_have_a_gpu_each_where_there_are_any(recipe: A
     assert crew(8, workers={}, gpus=0) == (1, 0)
     with pytest.raises(PlacementError, match=r"cluster\.workers\.trainer=3: .* There are 2\."):
         crew(2, workers={"trainer": 3})
+    with pytest.raises(PlacementError, match=r"takes 24 logical CPUs, cluster\.cpus_per_worker=8 each: 8 are missing"):
+        crew(0, workers={"trainer": 3}, cpus_per_worker=8)
 
 
 def test_more_gpus_than_there_are_cannot_be_asked_for(recipe: Any) -> None:

@@ -111,8 +111,10 @@ def test_the_workers_that_make_a_model_are_scaled_for_themselves(tiny_recipe_of_
     planner = OwnPlacement(makes_model=True)
     room = nodes({"CPU": 2}, {"CPU": 1})
     assert planner.scaled(tiny_recipe_of_sft, Size(workers=3), room).cluster.workers == {"trainer": 3}
-    with pytest.raises(PlacementError, match="4 bundles of workers do not go whole onto the nodes"):
+    with pytest.raises(PlacementError, match=r"takes 4 logical CPUs.*1 are missing"):
         planner.scaled(tiny_recipe_of_sft, Size(workers=4), room)
+    with pytest.raises(PlacementError, match="3 bundles of workers do not go whole onto the nodes"):
+        planner.scaled(tiny_recipe_of_sft, Size(workers=3), nodes({"CPU": 1.5}, {"CPU": 1.5}))
 
 
 @pytest.fixture
