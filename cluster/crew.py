@@ -21,7 +21,7 @@ from cluster.failures import WorkerLost, WorkerRaised
 from cluster.nodes import nodes_there
 from cluster.placement import Node, Placement, Resources, all_fit, place_crew
 from cluster.recovery import missing
-from cluster.reserve import give_back, reservations
+from cluster.reserve import give_back_all_but, living_actors, reservations
 from configs.schema import Recipe
 from rlhf.errors import PlacementError, TenfoldError
 from rlhf.ports import Console
@@ -56,6 +56,7 @@ class RayCrew:
         Raises TenfoldError as a worker raised it; PlacementError where workers do not start, are silent for
         `cluster.call_s`, or died too often.
         """
+        actors, groups = living_actors(), reservations()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         kind = ray.remote(Channel)  # beside the controller: no other node's loss ends it
         channel: Any = kind.options(
@@ -63,7 +64,6 @@ class RayCrew:
         ).remote()
         self._unheard.clear()
         self._channel = channel
-        before = reservations()
         try:
             fitting = channel.fit.remote(self._options(job), [ray.put(job)])
             try:
@@ -83,7 +83,7 @@ class RayCrew:
         finally:
             with contextlib.suppress(RayError):
                 ray.kill(channel)  # its workers die with it
-                give_back(reservations() - before)
+                give_back_all_but(actors, groups)
             shutil.rmtree(_own_files(job), ignore_errors=True)
 
     def stop(self) -> None:

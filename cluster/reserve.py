@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Literal
 
 import ray
+from ray._private import state
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -19,6 +20,7 @@ from rlhf.errors import PlacementError
 from rlhf.ports import Console
 
 TELL_S = 30.0  # while waiting, what is missing is said so often
+LOOK_S = 0.1  # between two looks at who still lives
 
 
 def reserve(
@@ -67,7 +69,24 @@ def reservations() -> set[str]:
     return {id for id, about in placement_group_table().items() if id.endswith(own) and about["state"] != "REMOVED"}
 
 
-def give_back(ids: Iterable[str]) -> None:
-    """Nothing; these placement groups are removed. Ray keeps one for its whole job, whatever became of its creator."""
-    for id in ids:
+def living_actors() -> set[str]:
+    """The actors of this process's job that are not dead, by id; those that outlive it on purpose left out."""
+    own = ray.get_runtime_context().get_job_id()
+    return {
+        id
+        for id, about in state.actors().items()
+        if about["JobID"] == own and about["State"] != "DEAD" and not about["IsDetached"]
+    }
+
+
+def give_back_all_but(actors: Collection[str], groups: Collection[str], wait_s: float = 20.0) -> None:
+    """Nothing; of this job no placement group is left but these, once no actor lives but these.
+
+    Ray keeps a placement group for its whole job, whatever became of its creator; and a creator that still lives when
+    its group is removed may ask for another.
+    """
+    deadline = time.monotonic() + wait_s
+    while living_actors() - set(actors) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    for id in reservations() - set(groups):
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id))))

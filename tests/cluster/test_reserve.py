@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 import ray
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from ray.util.placement_group import placement_group, placement_group_table
 
 from cluster import reserve as reserve_module
 from cluster.placement import GroupPlan, Placement
 from cluster.ray_session import RaySession
-from cluster.reserve import give_back, reservations, reserve
+from cluster.reserve import give_back_all_but, living_actors, reservations, reserve
 from rlhf.errors import PlacementError
 from tests.fakes import SilentConsole
 
@@ -68,18 +70,31 @@ def test_what_is_waited_for_is_said_and_asked_of_an_autoscaler_until_the_wait_en
 
 @ray.remote(num_cpus=0)
 class Reserves:
-    """An actor that reserves, as the one of Ray Train does."""
+    """An actor that reserves, and reserves again when that is taken from it, as the one of Ray Train does."""
 
     def reserve(self) -> None:
-        self.home = ray.util.placement_group([{"CPU": 0.25}])
-        ray.get(self.home.ready())
+        while True:
+            home = placement_group([{"CPU": 0.25}])
+            ray.get(home.ready())
+            while placement_group_table(home)["state"] != "REMOVED":
+                time.sleep(0.02)
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Has such an actor, which dies with it, a moment later."""
+
+    def begin(self) -> None:
+        self.actor = Reserves.remote()
+        self.actor.reserve.remote()
 
 
 def test_what_an_actor_reserved_before_it_was_killed_is_given_back(session: RaySession) -> None:
-    before = reservations()
-    actor: Any = Reserves.remote()
-    ray.get(actor.reserve.remote())
-    ray.kill(actor)
-    (left,) = reservations() - before
-    give_back([left])
-    assert reservations() == before
+    actors, groups = living_actors(), reservations()
+    owner: Any = Owner.remote()
+    ray.get(owner.begin.remote())
+    while not reservations() - groups:
+        time.sleep(0.05)
+    ray.kill(owner)
+    give_back_all_but(actors, groups)
+    assert living_actors() == actors and reservations() == groups
