@@ -57,7 +57,8 @@ class RayCrew:
         `cluster.call_s`, or died too often.
         """
         actors, groups = living_actors(), reservations()
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Not soft: an actor that takes nothing would be put on any node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         kind = ray.remote(Channel)  # beside the controller: no other node's loss ends it
         channel: Any = kind.options(
             num_cpus=CPU_OF_CHANNEL, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=here

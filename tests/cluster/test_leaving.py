@@ -83,6 +83,7 @@ def test_a_run_that_is_told_to_leave_or_fails_or_ends_leaves_nothing(
         stages=["ppo"],
         ppo={"num_steps": 500, "score": "rules", "save_every": 3, "optimizer": {"lr": 1e-5}},
         tracker={"mode": "offline"},
+        cluster={"max_failures": 0},  # a lost worker ends it
     )
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
