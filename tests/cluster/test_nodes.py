@@ -141,7 +141,7 @@ def test_a_run_is_submitted_to_the_head_by_address_and_its_stop_leaves_nothing_o
     metrics = home / "there" / "long" / "metrics.jsonl"
     wait_until("two steps of PPO", lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
     assert "long" in tenfold("stop", "long")
-    assert last_json(tenfold("status", "long", "--json"))["state"] == "stopped"
+    assert last_json(tenfold("status", "long", "--json"))["state"] == "stopped", tenfold("logs", "long")
     wait_until("the job's processes are gone", lambda: cluster.pids() <= before, 60)
     assert actors_and_groups(cluster.inside("head"), cluster.jobs, cluster.environ) == ""
 

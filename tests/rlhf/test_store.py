@@ -244,10 +244,10 @@ def test_a_rankings_schema_of_a_newer_version_is_refused(store: RunStore):
     store.add_rankings([Ranking("p1", ((1,), (0,)), "rules")])
     store.close()
     database = sqlite3.connect(store.folder / "rankings.db")
-    database.execute("update schema_version set version = 3")
+    database.execute("update schema_version set version = 4")
     database.commit()
     database.close()
-    with RunStore.open(store.folder.parent, recipe()) as again, pytest.raises(StoreError, match="schema version 3"):
+    with RunStore.open(store.folder.parent, recipe()) as again, pytest.raises(StoreError, match="schema version 4"):
         again.rankings()
 
 
