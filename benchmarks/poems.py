@@ -5,15 +5,17 @@
 Loads the models of a run of configs/recipes/tang_poems.yaml as anybody would, with plain transformers and peft, lets
 write poems at the recipe's temperature, and prints the share that is well-formed (number and length of clauses,
 rhyme, nothing repeated, ended by itself) with a 95 % interval (bootstrap over titles), the real poems' share beside it;
-then the share of each of these parts alone, which says what the rest fail by, and the shares of the four forms.
-Ten poems of each model go into poems.md of the run folder. The pretrained model is asked twice: in the words that the
-others get, which it has never seen, and by a title as it stands in its corpus.
+then the share of each of these parts alone, which says what the rest fail by, the shares of the four forms, and how far
+the poems differ, since one rhyme for all of them is in form as well. Ten poems of each model go into poems.md of the
+run folder. The pretrained model is asked twice: in the words that the others get, which it has never seen, and by a
+title as it stands in its corpus.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,12 +29,17 @@ from configs.schema import Recipe
 from rlhf.kept_prompts import read_prompts
 from rlhf.poems import FORMS, asked_form, asked_title, clauses, is_well_formed
 from rlhf.records import Prompt
-from rlhf.rhymes import num_rhyming
+from rlhf.rhymes import num_rhyming, rhyme
 from rlhf.seeds import shuffle_seed
 from rlhf.statistics import bootstrap_interval
 
 REAL = Path("data/tang/real.jsonl")
 SHOWN = 10
+KINDS = {
+    "parts": "what is right, each by itself",
+    "forms": "well-formed, of those asked for",
+    "variety": "different characters, commonest rhyme",
+}
 PARTS = ("form", "rhyme", "different", "ended")
 
 
@@ -46,10 +53,14 @@ class Poem(Written):
         return is_well_formed(self.prompt, self.text, self.ended)
 
     @property
+    def ends(self) -> list[str]:
+        """The last characters of the even clauses."""
+        return [clause[-1:] for clause in clauses(self.text)[1::2]]
+
+    @property
     def parts(self) -> dict[str, bool]:
         """Whether each part of a well-formed one is right: clauses, rhyme, nothing repeated, end."""
-        form, said = asked_form(self.prompt), clauses(self.text)
-        ends = [clause[-1:] for clause in said[1::2]]
+        form, said, ends = asked_form(self.prompt), clauses(self.text), self.ends
         return {
             "form": form is not None and [len(clause) for clause in said] == [form.length] * form.num_clauses,
             "rhyme": len(ends) > 1 and num_rhyming(ends) == len(ends),
@@ -120,7 +131,23 @@ def row(name: str, poems: Sequence[Poem], seed: int) -> dict[str, Any]:
         "forms": {
             form.name: mean(poem.is_well_formed for poem in poems if asked_form(poem.prompt) == form) for form in FORMS
         },
+        "variety": variety(poems),
         "poems": [[prompt, first[prompt]] for prompt in list(by_title)[:SHOWN]],
+    }
+
+
+def variety(poems: Sequence[Poem]) -> dict[str, float | None]:
+    """How far they differ: the share of different characters in a poem, and of the commonest rhyme among all poems.
+
+    Who always writes the same rhyme is well-formed, too. Of poems whose even clauses rhyme at all.
+    """
+    characters = [[char for clause in clauses(poem.text) for char in clause] for poem in poems]
+    different = [len(set(found)) / len(found) for found in characters if found]
+    rhymes = Counter(rhyme(poem.ends) for poem in poems)
+    del rhymes[None]
+    return {
+        "different": sum(different) / len(different) if different else None,
+        "one rhyme": max(rhymes.values()) / rhymes.total() if rhymes else None,
     }
 
 
@@ -135,7 +162,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"{'written by':44} {'well-formed':>11} {'95 % interval':>17}"
     for found in rows:
         yield f"{found['name']:44} {found['share']:11.1%} {found['low']:8.1%} - {found['high']:6.1%}"
-    for kind, title in (("parts", "what is right, each by itself"), ("forms", "well-formed, of those asked for")):
+    for kind, title in KINDS.items():
         yield f"\n{title:44} " + " ".join(_right(name) for name in rows[0][kind])
         for found in rows:
             shares = ("-" if share is None else f"{share:.1%}" for share in found[kind].values())

@@ -226,7 +226,10 @@ def exit_code(console: StreamConsole, again: str, work: Callable[[], None]) -> i
     except Terminated:
         console.say(kept)
         return TERMINATED
-    except Exception:
+    except Exception as error:
+        if isinstance(error.__cause__, Terminated):  # Ray's own code wraps what a signal raises inside of a wait
+            console.say(kept)
+            return TERMINATED
         console.error(f"this is a mistake of Tenfold's, or of code that it runs for you:\n{traceback.format_exc()}")
         return BUG
     except SystemExit as stop:

@@ -45,5 +45,16 @@ def num_rhyming(characters: Sequence[str]) -> int:
 
     A character does not rhyme with itself: the old rules call a rhyme word that comes twice a fault (重韻).
     """
-    shared = Counter(name for character in set(characters) for name in rhyme_classes(character))
-    return max(shared.values(), default=0)
+    return max(_shared(characters).values(), default=0)
+
+
+def rhyme(characters: Sequence[str]) -> str | None:
+    """The class that most of them share, as `num_rhyming` counts; None where no two share one."""
+    name, num = max(_shared(characters).items(), key=lambda found: found[1], default=("", 0))
+    return name if num > 1 else None
+
+
+def _shared(characters: Sequence[str]) -> Counter[str]:
+    """How many different ones of the characters have each class, classes in the order of CLASSES."""
+    found = Counter(name for character in set(characters) for name in rhyme_classes(character))
+    return Counter({name: found[name] for name in CLASSES if name in found})

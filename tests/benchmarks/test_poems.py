@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.poems import PARTS, Poem, row, table
+from benchmarks.poems import PARTS, Poem, row, table, variety
 from rlhf.poems import FORMS, ask
 
 FIVE, SEVEN = FORMS[:2]
@@ -44,4 +44,14 @@ def test_the_share_is_that_of_all_poems_and_the_table_says_what_fails_and_which_
         ["somebody", "25.0%", "0.0%", "-", "50.0%"],
         ["somebody", "50.0%", "100.0%", "100.0%", "75.0%"],
         ["somebody", "50.0%", "0.0%", "-", "-"],
+        ["somebody", "85.0%", "100.0%"],
     ]
+
+
+def test_the_commonest_rhyme_is_counted_among_poems_that_rhyme():
+    other = NIGHT.replace("霜", "天").replace("故鄉", "少年")
+    none = NIGHT.replace("故鄉", "故人")
+    poems = [Poem(ASKED, text, True) for text in (NIGHT, NIGHT, other, none, "")]
+    assert variety(poems)["one rhyme"] == pytest.approx(2 / 3)
+    assert variety(poems[3:])["one rhyme"] is None
+    assert variety(poems[4:]) == {"different": None, "one rhyme": None}

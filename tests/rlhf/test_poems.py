@@ -23,6 +23,7 @@ from rlhf.poems import (
 )
 from rlhf.records import Answer, AnswerGroup, Ended, Message, Prompt
 from rlhf.rhymes import CLASS_OF, CLASSES, num_rhyming, rhyme_classes
+from rlhf.rhymes import rhyme as rhyme_of
 from rlhf.rules import RuleScorer
 
 FIVE, SEVEN, FIVE_LONG, SEVEN_LONG = FORMS
@@ -199,3 +200,9 @@ def test_a_recipe_names_them_by_path():
     whole, cut = RuleScorer(rules).scores([AnswerGroup(wish(), (say(NIGHT), say("牀前明月光", "length")))]).tolist()
     assert whole == 1
     assert 0 < cut < 0.6
+
+
+def test_a_rhyme_is_the_class_that_two_different_characters_share_at_least():
+    assert rhyme_of(["霜", "鄉"]) == "江陽"
+    assert rhyme_of(["霜", "人", "春", "天"]) == "人辰"
+    assert rhyme_of(["霜", "霜"]) is None and rhyme_of(["霜", "人"]) is None and rhyme_of([]) is None
