@@ -23,13 +23,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.estimates import Estimate, estimate
 from cluster.run import termination_raises
 from configs.load import load_recipe
 from configs.schema import DataConfig
@@ -42,29 +43,15 @@ from rlhf.disk import file_hash
 from rlhf.import_model import quiet_transformers
 from rlhf.records import Answer, AnswerGroup, Prompt
 from rlhf.rules import RuleScorer
-from rlhf.statistics import bootstrap_interval
 
 DOMAINS = ("arithmetic", "style")
 WRITERS = ("base", "arithmetic after SFT", "arithmetic", "style")
 JUDGED = (("arithmetic", "base"), ("arithmetic", "style"), ("style", "base"), ("style", "arithmetic"))
 ANSWER_TOKENS = 48  # at most: the base, too, has room for a sentence
 AT_ONCE = 50  # answers that are written side by side
-RESAMPLES, SEED = 2000, 0
 SHOWN = 3
 Scores = Mapping[str, Mapping[str, torch.Tensor]]  # writer -> domain -> [P]
 Answers = Mapping[str, Mapping[str, Sequence[AnswerGroup]]]  # the same; groups of one answer
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over prompts with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,11 +170,6 @@ def names_value(group: AnswerGroup) -> bool:
     extra, text = group.prompt.extra, group.answers[0].text
     wanted = extra["fact"] if "fact" in extra else json.loads(extra["entry"])["answer"]
     return bool(re.search(rf"(?<![\w.-]){re.escape(wanted)}(?!\w|\.\d)", text, re.IGNORECASE))
-
-
-def estimate(per_prompt: torch.Tensor) -> Estimate:
-    """The mean over prompts [P] with its interval."""
-    return Estimate(float(per_prompt.mean()), *bootstrap_interval(per_prompt, RESAMPLES, SEED))
 
 
 def differences(scores: Scores) -> dict[tuple[str, str, str], Estimate]:

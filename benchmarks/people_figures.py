@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.estimates import Estimate
 from rlhf.rankings import Tiers, pairwise_accuracy
 from rlhf.statistics import bootstrap_ratio
 
@@ -22,15 +23,6 @@ class List:
     prompt_id: str
     tree: str  # lists of one tree share prompts and the people who wrote them
     tiers: Tiers
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A share of pairs, or a difference of two such shares, with its interval of 95 %."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def folds_of(trees: Sequence[str], num: int, seed: int) -> dict[str, int]:

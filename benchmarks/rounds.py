@@ -22,13 +22,14 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.at_the_page import TENFOLD, two_rounds
+from benchmarks.estimates import Estimate, estimate
 from benchmarks.tales import rule, write_data
 from benchmarks.writer import Writer
 from cluster.run import termination_raises
@@ -40,28 +41,14 @@ from rlhf.kept_prompts import read_prompts
 from rlhf.manifest import RECIPE, read_manifest
 from rlhf.records import Prompt
 from rlhf.seeds import shuffle_seed
-from rlhf.statistics import bootstrap_interval
 
 HERE = Path(__file__).parent
 WRITERS = ("aligned", "round 1", "round 2")
 DIFFERENCES = (("round 1", "aligned"), ("round 2", "round 1"))
 ANSWERS_EACH = 8  # to a held-out prompt
-RESAMPLES = 2000
 NUM_DOCUMENTS, PAIRS_EACH = 4000, 4
 SOURCES = {"pretrain": "corpus", "sft": "pairs"}  # stage -> the file of tales that it reads
 Scores = Mapping[str, torch.Tensor]  # writer -> [P], means over a prompt's answers
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over prompts with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,11 +124,6 @@ def written(
     texts = writer.write(words, ids, ANSWERS_EACH, shuffle_seed(seed, "rounds"))
     pairs = [(one.text, rule(one.prompt, one.text)) for one in texts]
     return [pairs[first : first + ANSWERS_EACH] for first in range(0, len(pairs), ANSWERS_EACH)]
-
-
-def estimate(per_prompt: torch.Tensor, seed: int) -> Estimate:
-    """The mean of [P] numbers, and its interval."""
-    return Estimate(float(per_prompt.mean()), *bootstrap_interval(per_prompt, RESAMPLES, seed))
 
 
 def is_shown(row: Mapping[str, Any]) -> bool:

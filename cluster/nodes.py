@@ -15,11 +15,6 @@ def nodes_there() -> tuple[Node, ...]:
     return tuple(sorted(found, key=lambda node: (node.name, node.address)))
 
 
-def nodes_gone() -> tuple[Node, ...]:
-    """The nodes that Ray has given up, those that were stopped too, in no order of time."""
-    return tuple(_node(node) for node in ray.nodes() if not node["Alive"])
-
-
 def _node(node: dict[str, Any]) -> Node:
     amounts = {kind: float(amount) for kind, amount in node["Resources"].items()}
     return Node(str(node.get("NodeName") or node["NodeManagerAddress"]), str(node["NodeManagerAddress"]), amounts)

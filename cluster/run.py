@@ -28,6 +28,7 @@ from rlhf.summary import Places
 
 if TYPE_CHECKING:
     from cluster.ray_session import RaySession
+    from cluster.stretches import MakeContext, Stretches
     from cluster.tracker import WandbTracker
     from rlhf.stages.model_context import Crew
     from rlhf.store import RunStore
@@ -62,8 +63,6 @@ def run(
     What can be checked without the team is checked before it is built. Whatever happens, the team, Ray, the
     tracker and the store are closed, in this order. Raises TenfoldError.
     """
-    from cluster.replan_by_plan import planner_of
-    from cluster.stretches import Stretches
     from rlhf.kept_prompts import read_prompts, write_prompts
     from rlhf.stages.context import Context
     from rlhf.stages.model_context import ModelContext
@@ -95,15 +94,10 @@ def run(
         tracker: WandbTracker | None = None
         if making:
             tracker = begin(recipe, store, stale, console, stack)
-            recipe = Stretches(
-                recipe,
-                store,
-                console,
-                open_team=make_crew or work.crew,
-                make_context=partial(ModelContext, store=store, tracker=tracker, console=console),
-                look=None if make_crew else work.look,
-                planner=planner_of(store.folder, makes_model=True),
-            ).run([step for step in todo if step[0] in MODEL_STAGES])
+            of_model = partial(ModelContext, store=store, tracker=tracker, console=console)
+            open_crew, look_now = (make_crew, None) if make_crew else (work.crew, work.look)
+            crews = stretches(recipe, store, console, of_model, open_crew, look_now, makes_model=True)
+            recipe = crews.run([step for step in todo if step[0] in MODEL_STAGES])
         if not aligning:
             return _outcome(store, stages, tracker)
         recipe = grounded(recipe, store)
@@ -114,16 +108,29 @@ def run(
                 write_prompts(store.folder, prompts)
         # The team places what any of these stages needs, also where a single one is run that the recipe leaves out.
         placed = recipe.model_copy(update={"stages": tuple(s for s in STAGES if s in recipe.stages or s in aligning)})
-        Stretches(
-            placed,
-            store,
-            console,
-            open_team=make_team or work.team,
-            make_context=partial(Context, store=store, chat=chat, prompts=prompts, tracker=tracker, console=console),
-            look=look if make_team else work.look,
-            planner=planner_of(store.folder),
-        ).run([step for step in todo if step[0] not in MODEL_STAGES])
+        of_roles = partial(Context, store=store, chat=chat, prompts=prompts, tracker=tracker, console=console)
+        open_team, look_now = (make_team, look) if make_team else (work.team, work.look)
+        teams = stretches(placed, store, console, of_roles, open_team, look_now)
+        teams.run([step for step in todo if step[0] not in MODEL_STAGES])
         return _outcome(store, stages, tracker)
+
+
+def stretches(
+    recipe: Recipe,
+    store: RunStore,
+    console: Console,
+    make_context: MakeContext,
+    open_team: Callable[[Recipe, Console], AbstractContextManager[Crew | Team]],
+    look: Callable[[], Resources] | None,
+    *,
+    makes_model: bool = False,
+) -> Stretches:
+    """What runs stages on teams of roles, or on crews that make a model; planned anew as the run was planned."""
+    from cluster.replan_by_plan import planner_of
+    from cluster.stretches import Stretches
+
+    planner = planner_of(store.folder, makes_model=makes_model)
+    return Stretches(recipe, store, console, open_team=open_team, make_context=make_context, look=look, planner=planner)
 
 
 def begin(recipe: Recipe, store: RunStore, stale: Collection[Step], console: Console, stack: ExitStack) -> WandbTracker:

@@ -164,7 +164,12 @@ def _evaluate(found: Results) -> str:
 _ROWS = (
     ("judge_score", "judge's score, sampled", "+.3f", "mean over the ten answers; higher is better"),
     ("greedy_judge_score", "judge's score, greedy", "+.3f", "of the one most likely answer; higher is better"),
-    ("reward_score", "reward model's score", "+.3f", "what PPO raised; 0 and spread 1 on the first answers"),
+    (
+        "reward_score",
+        "reward model's score",
+        "+.3f",
+        "learned of rankings; 0 and spread 1 on the first answers",
+    ),
     ("kl", "KL to the start", ".2f", "nats an answer: how far the policy moved away"),
     ("mean_length", "mean length", ".1f", "tokens an answer"),
     ("ended_ratio", "ended by itself", ".1%", "share of answers that were not cut at the limit"),

@@ -82,11 +82,17 @@ def run(context: Context) -> dict[str, object]:
                 store.settle()
                 raise StageLeft
     store.settle()
-    store.save_role("policy", team.policy.state())
-    store.save_adapter("policy", team.policy.adapter())
-    if context.recipe.rounds > 1:
-        store.save_adapter(f"policy-round-{context.round + 1}", team.policy.adapter())
+    keep_policy(context)
     return results(context)
+
+
+def keep_policy(context: Context) -> None:
+    """Puts the policy into the run store: to be gone on from, and as an adapter that others load."""
+    policy, store = context.team.policy, context.store
+    store.save_role("policy", policy.state())
+    store.save_adapter("policy", policy.adapter())
+    if context.recipe.rounds > 1:
+        store.save_adapter(f"policy-round-{context.round + 1}", policy.adapter())
 
 
 def prepare(context: Context) -> None:
