@@ -33,7 +33,7 @@ from benchmarks.stand_ins import FACTORIES, SECONDS, CountedWorker, StandInSecon
 from cluster import group
 from cluster.console import LineConsole
 from cluster.ray_session import RaySession
-from cluster.run import termination_raises
+from cluster.run import termination_interrupts
 from cluster.team import RayTeam
 from configs.schema import ClusterConfig, Recipe
 from rlhf.data import Prompts
@@ -241,5 +241,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with termination_raises():  # so that Ray's processes end with this one
+    with termination_interrupts():  # so that Ray's processes end with this one
         sys.exit(main())

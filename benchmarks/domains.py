@@ -31,7 +31,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.estimates import Estimate, estimate
-from cluster.run import termination_raises
+from cluster.run import termination_interrupts
 from configs.load import load_recipe
 from configs.schema import DataConfig
 from requirements import domains as data
@@ -252,5 +252,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with termination_raises():
+    with termination_interrupts():
         raise SystemExit(main())

@@ -30,7 +30,7 @@ from cluster.plan.memory import CPU_IMPORTS
 from cluster.plan.search import Plan, plan
 from cluster.plan.shape import shape_of
 from cluster.ray_session import RaySession
-from cluster.run import run, termination_raises
+from cluster.run import run, termination_interrupts
 from cluster.team import RayTeam
 from configs.schema import Recipe
 from rlhf.chat import ChatTokenizer
@@ -166,5 +166,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with termination_raises():
+    with termination_interrupts():
         raise SystemExit(main())

@@ -32,7 +32,7 @@ from benchmarks.at_the_page import TENFOLD, two_rounds
 from benchmarks.estimates import Estimate, estimate
 from benchmarks.tales import rule, write_data
 from benchmarks.writer import Writer
-from cluster.run import termination_raises
+from cluster.run import termination_interrupts
 from configs.load import load_recipe
 from configs.schema import SamplingConfig
 from requirements.steps import StepFailed, run, say
@@ -160,5 +160,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with termination_raises():
+    with termination_interrupts():
         raise SystemExit(main())

@@ -38,7 +38,7 @@ from typing import Any
 
 from benchmarks.sft_work import DTYPE, Work, make_work
 from benchmarks.trl_venv import Failed, make_venv, python_of, started, wait_for
-from cluster.run import termination_raises
+from cluster.run import termination_interrupts
 
 SIDES = ("ours", "TRL")
 METHODS = ("lora", "full")
@@ -239,5 +239,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with termination_raises():  # so that the process of a run ends with this one
+    with termination_interrupts():  # so that the process of a run ends with this one
         main()

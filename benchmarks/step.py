@@ -28,7 +28,7 @@ from benchmarks.trl_venv import make_venv, python_of, started, wait_for
 from cluster.console import LineConsole
 from cluster.memory import PeakMemory
 from cluster.ray_session import RaySession
-from cluster.run import run, termination_raises
+from cluster.run import run, termination_interrupts
 from cluster.team import RayTeam
 from configs.schema import Recipe
 from rlhf.chat import ChatTokenizer
@@ -246,5 +246,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with termination_raises():  # so that TRL's process and Ray's end with this one
+    with termination_interrupts():  # so that TRL's process and Ray's end with this one
         main()

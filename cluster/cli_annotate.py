@@ -81,7 +81,6 @@ def _invite(folder: Path, address: Address, invite: str | None, renew: str | Non
 
 def _serve(console: StreamConsole, folder: Path, address: Address, lang: str | None, as_json: bool) -> None:
     from cluster.annotate import serving_page
-    from cluster.run import Terminated
     from cluster.serve import wait
 
     with ExitStack() as stack:
@@ -94,7 +93,7 @@ def _serve(console: StreamConsole, folder: Path, address: Address, lang: str | N
             console.say(f"ready: people rank at {address.shown} with the links of their invitations. Ctrl-C ends it.")
         try:
             wait(state, console.warn)
-        except (KeyboardInterrupt, Terminated):
+        except KeyboardInterrupt:
             console.say("stopping (once more to leave at once); all that people did is kept")
         with console:
             stack.close()

@@ -89,7 +89,6 @@ def scaled(
 
 def _answer(folder: Path, request: Request, console: StreamConsole) -> str:
     """Taken once the run took it; at_rest if the run ended before."""
-    from cluster.running import Terminated
     from cluster.scale import REFUSED, TAKEN, answer_to, is_running, pending, withdraw
     from rlhf.errors import PlacementError
 
@@ -108,6 +107,6 @@ def _answer(folder: Path, request: Request, console: StreamConsole) -> str:
                 if not runs and withdraw(folder, request):
                     return "at_rest"
                 time.sleep(LOOK_S)
-    except (KeyboardInterrupt, Terminated):
+    except KeyboardInterrupt:
         withdraw(folder, request)
         raise

@@ -124,7 +124,6 @@ def _serve(
     key_file: Path | None,
     as_json: bool,
 ) -> None:
-    from cluster.run import Terminated
     from cluster.serve import serving, wait
 
     with ExitStack() as stack:
@@ -137,7 +136,7 @@ def _serve(
             console.say(ready_page(endpoint.url, what.names, key_file))
         try:
             wait(endpoint.state, console.warn)
-        except (KeyboardInterrupt, Terminated):
+        except KeyboardInterrupt:
             console.say("stopping (once more to leave at once)")
         with console:
             stack.close()

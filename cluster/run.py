@@ -16,7 +16,6 @@ from cluster.console import StreamConsole
 from cluster.placement import Resources
 from cluster.planning import keep, planned
 from cluster.preflight import check_early, checked_prompts
-from cluster.running import Terminated
 from cluster.tracker import sync_command
 from cluster.workplace import Workplace, own_ray
 from configs.errors import ConfigError
@@ -220,8 +219,9 @@ def exit_code(console: StreamConsole, again: str, work: Callable[[], None]) -> i
     `again` is the command that goes on with the same run.
     """
     kept = f"stopped; what was committed is kept; go on with `{again}`"
+    terminations: list[int] = []
     try:
-        with termination_raises():
+        with termination_interrupts(terminations):
             work()
     except (TenfoldError, ConfigError) as error:
         # Ray gives errors of actors back with the remote traceback around them; the cause is the error itself.
@@ -229,14 +229,8 @@ def exit_code(console: StreamConsole, again: str, work: Callable[[], None]) -> i
         return USER_ERROR
     except KeyboardInterrupt:
         console.say(kept)
-        return INTERRUPTED
-    except Terminated:
-        console.say(kept)
-        return TERMINATED
-    except Exception as error:
-        if isinstance(error.__cause__, Terminated):  # Ray's own code wraps what a signal raises inside of a wait
-            console.say(kept)
-            return TERMINATED
+        return TERMINATED if terminations else INTERRUPTED
+    except Exception:
         console.error(f"this is a mistake of Tenfold's, or of code that it runs for you:\n{traceback.format_exc()}")
         return BUG
     except SystemExit as stop:
@@ -248,13 +242,18 @@ def exit_code(console: StreamConsole, again: str, work: Callable[[], None]) -> i
 
 
 @contextmanager
-def termination_raises() -> Iterator[None]:
-    """SIGTERM raises Terminated in the main thread, inside the block."""
+def termination_interrupts(terminations: list[int] | None = None) -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt in the main thread, inside the block, and is put into the list.
 
-    def raise_terminated(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+    Any other exception, raised while compiled code of Ray's waits, would come out of it as a SystemError.
+    """
 
-    before = signal.signal(signal.SIGTERM, raise_terminated)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if terminations is not None:
+            terminations.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from rlhf.stages.model_context import ModelContext
 
 
-class Terminated(BaseException):
-    """SIGTERM came. No Exception, so that nothing but the controller handles it."""
-
-
 def run_stage(stage: Stage, round: int, context: Context | ModelContext) -> None:
     """Runs one stage and records it as done, with its time and the peak of the memory of all processes."""
     from cluster.memory import PeakMemory
@@ -36,6 +32,6 @@ def stopping_is_said(console: Console) -> Iterator[None]:
     """Says that the run is being stopped, before the closing that takes a moment."""
     try:
         yield
-    except (KeyboardInterrupt, Terminated, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         console.say("stopping: closing the team (once more to leave at once)")
         raise

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster import group as group_module
+from cluster.console import LineConsole
 from cluster.failures import CallLate, WorkerLost, WorkerRaised
 from cluster.group import Group
 from cluster.placement import GroupPlan, Placement
 from cluster.ray_session import RaySession
 from cluster.reserve import reserve
+from cluster.run import exit_code
+from cluster.running import stopping_is_said
 from configs.schema import ClusterConfig
 from rlhf.errors import PlacementError, ScoreError
 from tests.fakes import SilentConsole
@@ -115,6 +120,34 @@ def test_while_a_call_is_under_way_memory_is_told_as_it_was_and_a_kill_ends_the_
         group.kill()
         assert group._num_calls == 0
         assert isinstance(call.exception(), WorkerLost)
+
+
+def test_a_termination_in_the_midst_of_rays_waiting_stops_us_as_one_of_our_own(
+    home: PlacementGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_module, "CLOSE_S", 0.1)
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    for pipe in (begun, gate):
+        os.mkfifo(pipe)
+    group = Group(ONE, home, CONFIG)
+    group.ensure("echo", ECHO, "")
+    out = StringIO()
+    console = LineConsole(out)
+
+    def terminate() -> None:
+        begun.read_text()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def work() -> None:
+        with stopping_is_said(console):
+            group.call_all("echo", "meet", begun, gate)
+
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(terminate)
+        assert exit_code(console, "tenfold run r.yaml", work) == 143
+        killer.result()
+    assert "stopping: closing the team" in out.getvalue() and "what was committed is kept" in out.getvalue()
+    group.kill()
 
 
 def test_a_worker_that_fails_does_not_leave_us_waiting_for_the_others(
