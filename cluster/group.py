@@ -40,7 +40,7 @@ class Group:
         self._order = threading.Lock()
         self._num_calls, self._free = 0, threading.Condition()  # of roles, under way
         self._stats: dict[str, dict[str, float]] = {}
-        self._stats_asked: dict[Any, int] = {}  # behind a call under way
+        self._stats_asked: dict[Any, int] = {}  # the next
         self._dead, self._lost = "", ""  # why the group has ended; the node's address if by the loss of a worker
         device = "cuda" if plan.gpus else "cpu"
         kind = ray.remote(Worker)
@@ -87,15 +87,17 @@ class Group:
         return self._call(role, method, {rank: values}, keywords)[0]
 
     def stats(self) -> dict[str, dict[str, float]]:
-        """Memory of each worker in GiB, by `GROUP-RANK`; of workers at work, when they were last free after a call."""
-        at_work = self._num_calls > 0
-        if not self._stats_asked or not at_work:
+        """Memory of each worker in GiB, by `GROUP-RANK`, as it was when they were last asked and free.
+
+        They are asked for the next time here; the first time only, and of workers that are free, this waits.
+        """
+        if not self._stats_asked:
             self._stats_asked = self._submit("stats", [()] * self.plan.num_workers)
         ready, _ = ray.wait(list(self._stats_asked), num_returns=self.plan.num_workers, timeout=0)
-        if len(ready) == self.plan.num_workers or not at_work:
-            asked, self._stats_asked = self._stats_asked, {}
-            found = self._await(asked, "memory", self._config.call_s, "cluster.call_s")
+        if len(ready) == self.plan.num_workers or not (self._stats or self._num_calls):
+            found = self._await(self._stats_asked, "memory", self._config.call_s, "cluster.call_s")
             self._stats = {f"{self.plan.name}-{rank}": stats for rank, stats in enumerate(found)}
+            self._stats_asked = self._submit("stats", [()] * self.plan.num_workers)
         return self._stats
 
     def free_cache(self) -> None:

@@ -6,9 +6,11 @@ order of the groups, T answer tokens (padded on the right to the longest answer)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from rlhf.shipping import Packed, packed, unpacked
 
 if TYPE_CHECKING:
     import torch  # which takes seconds, and most of the records hold no tensor
@@ -74,12 +76,19 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter on its way to an engine."""
+    """A LoRA adapter on its way to an engine. Its tensors are only read: many processes may share their memory."""
 
     version: int
     tensors: Mapping[str, torch.Tensor]  # PEFT's names; no scalar head among them; CPU
     config: Mapping[str, object]  # PEFT's adapter_config.json
     checksum: str  # rlhf.checksum.checksum(tensors), hex
+
+    def __reduce__(self) -> tuple[Callable[..., Adapter], tuple[object, ...]]:
+        return _received, (self.version, packed(self.tensors), self.config, self.checksum)
+
+
+def _received(version: int, tensors: Packed, config: Mapping[str, object], checksum: str) -> Adapter:
+    return Adapter(version, unpacked(tensors), config, checksum)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster import group as group_module
@@ -107,14 +108,18 @@ def test_while_a_call_is_under_way_memory_is_told_as_it_was_and_a_kill_ends_the_
     group = Group(ONE, home, CONFIG)
     group.ensure("echo", ECHO, "")
     before = group.stats()
+    ray.wait(list(group._stats_asked))
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(group.call_all, "echo", "meet", begun, gate)
         assert begun.read_text() == "begun"
-        assert group.stats() is before  # asked for behind the call
+        newest = group.stats()  # asked for before the call
+        assert newest.keys() == before.keys() and newest is not before
+        assert group.stats() is newest  # asked for behind the call
         gate.write_text("go")
         assert call.result() == ["go"]
+        ray.wait(list(group._stats_asked))
         after = group.stats()
-        assert after.keys() == before.keys() and after is not before
+        assert after.keys() == before.keys() and after is not newest
         call = pool.submit(group.call_all, "echo", "meet", begun, gate)
         assert begun.read_text() == "begun"
         group.kill()

@@ -1,7 +1,9 @@
 """Adapters in PEFT's layout."""
 
+import copy
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,26 @@ def test_an_adapter_comes_back_with_version_and_checksum(store: RunStore):
     assert (loaded.version, loaded.checksum) == (7, saved.checksum)
     assert loaded.config == {"peft_type": "LORA", "r": 2, "target_modules": ["q", "v"]}
     assert checksum(loaded.tensors) == saved.checksum
+
+
+def test_an_adapter_travels_as_the_buffers_that_its_tensors_lie_in():
+    tensors = {
+        "a": torch.randn(4, 6).t(),  # not contiguous
+        "b": torch.randn(3, 5, dtype=torch.float32).to(torch.bfloat16),
+        "one": torch.tensor(2.5, dtype=torch.float64),
+    }
+    sent = Adapter(3, tensors, {"r": 2}, checksum(tensors))
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(sent, protocol=5, buffer_callback=buffers.append)
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors.values()]
+    assert [buffer.raw().nbytes for buffer in buffers] == sizes
+    read_only = [bytes(buffer.raw()) for buffer in buffers]  # as memory that processes share
+    for back in (pickle.loads(data, buffers=read_only), pickle.loads(pickle.dumps(sent)), copy.deepcopy(sent)):
+        assert (back.version, back.config, back.checksum) == (3, {"r": 2}, sent.checksum)
+        assert {name: (t.dtype, t.shape) for name, t in back.tensors.items()} == {
+            name: (t.dtype, t.shape) for name, t in tensors.items()
+        }
+        assert checksum(back.tensors) == sent.checksum
 
 
 def test_an_adapter_that_was_altered_is_refused(store: RunStore):
