@@ -23,6 +23,8 @@ from rlhf.errors import PlacementError, TenfoldError
 SETTLE_S = 10.0  # after one worker failed, for the others to end; those that do not wait for it, and never will
 FETCH_S = 60.0  # to fetch a result that is there
 CLOSE_S = 5.0  # for a worker to close what it started, before its process is killed
+STATS_S = 60.0  # between two readings of the workers' memory
+SMALL = 1000  # numbers, or characters, that go with each call
 Values = tuple[Any, ...]
 
 
@@ -40,7 +42,8 @@ class Group:
         self._order = threading.Lock()
         self._num_calls, self._free = 0, threading.Condition()  # of roles, under way
         self._stats: dict[str, dict[str, float]] = {}
-        self._stats_asked: dict[Any, int] = {}  # the next
+        self._stats_asked: dict[Any, int] = {}  # under way
+        self._stats_time = 0.0  # when they were asked for
         self._dead, self._lost = "", ""  # why the group has ended; the node's address if by the loss of a worker
         device = "cuda" if plan.gpus else "cpu"
         kind = ray.remote(Worker)
@@ -89,15 +92,17 @@ class Group:
     def stats(self) -> dict[str, dict[str, float]]:
         """Memory of each worker in GiB, by `GROUP-RANK`, as it was when they were last asked and free.
 
-        They are asked for the next time here; the first time only, and of workers that are free, this waits.
+        They are asked here, every `STATS_S` at most: reading its memory is work for a process. Only the first time, and
+        only for workers that are free, this waits; else the answer is for the next time.
         """
-        if not self._stats_asked:
-            self._stats_asked = self._submit("stats", [()] * self.plan.num_workers)
+        now = time.monotonic()
+        if not self._stats_asked and (not self._stats or now - self._stats_time >= STATS_S):
+            self._stats_asked, self._stats_time = self._submit("stats", [()] * self.plan.num_workers), now
         ready, _ = ray.wait(list(self._stats_asked), num_returns=self.plan.num_workers, timeout=0)
         if len(ready) == self.plan.num_workers or not (self._stats or self._num_calls):
-            found = self._await(self._stats_asked, "memory", self._config.call_s, "cluster.call_s")
+            asked, self._stats_asked = self._stats_asked, {}
+            found = self._await(asked, "memory", self._config.call_s, "cluster.call_s")
             self._stats = {f"{self.plan.name}-{rank}": stats for rank, stats in enumerate(found)}
-            self._stats_asked = self._submit("stats", [()] * self.plan.num_workers)
         return self._stats
 
     def free_cache(self) -> None:
@@ -168,8 +173,13 @@ class Group:
                 self._free.notify_all()
 
     def _once(self, values: Values) -> Values:
-        """The values as references, so that what goes to several workers is stored once."""
-        return values if self.plan.num_workers == 1 else tuple(ray.put(value) for value in values)
+        """The values as references where they are large, so that what goes to several workers is stored once.
+
+        What is small goes with each call: a reference has to be fetched on every node.
+        """
+        if self.plan.num_workers == 1:
+            return values
+        return tuple(value if _is_small(value) else ray.put(value) for value in values)
 
     def _submit(self, method: str, values: Sequence[Values], ranks: Sequence[int] | None = None) -> dict[Any, int]:
         """The rank of each reference."""
@@ -229,3 +239,10 @@ class Group:
         for worker in self._workers:
             with contextlib.suppress(RayError, ValueError):
                 ray.kill(worker)
+
+
+def _is_small(value: object) -> bool:
+    """Whether it is a number or the like, or not many of them, as the tokens of a prompt."""
+    if isinstance(value, list | tuple):
+        return len(value) <= SMALL and all(isinstance(part, int | float | None) for part in value)
+    return isinstance(value, int | float | None) or (isinstance(value, str) and len(value) <= SMALL)

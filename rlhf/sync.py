@@ -9,7 +9,7 @@ import torch
 
 from rlhf.errors import SyncError
 from rlhf.ports import Generator, Policy, Reference
-from rlhf.records import Answer, AnswerGroup, Prompt
+from rlhf.records import Adapter, Answer, AnswerGroup, Prompt
 
 CANARY = (3, 1, 4, 1, 5, 2, 6, 5, 3, 5)  # ids that every vocabulary has, for callers without a prompt at hand
 CLEAR = 3.0  # times the noise: from here on the adapter's effect on the canary is told apart from it
@@ -23,6 +23,7 @@ def sync(
     canary: Sequence[int] = CANARY,
     *,
     continues: bool = False,
+    adapter: Adapter | None = None,
 ) -> dict[str, float]:
     """`sync/*` metrics, once the generator holds the policy's adapter as it is now.
 
@@ -31,10 +32,11 @@ def sync(
     engine differ anyway, the engine's must be nearer to them with the adapter than without. `reference` measures that
     difference; without one it is taken to be `NOISE`. Where PPO continues an adapter (`continues`), the reference is
     that adapter, and once the policy has left it by as much, the engine must be nearer to the policy than to the start.
+    `adapter` is the policy's as it is now, for a caller that needs it too: it is large, and asked for once.
 
     Raises SyncError.
     """
-    adapter = policy.adapter()
+    adapter = adapter or policy.adapter()
     metrics = generator.load_adapter(adapter)
     return metrics | check_canary(policy, generator, reference, canary, adapter.version, continues=continues)
 

@@ -68,12 +68,12 @@ class Answers:
             self._ahead, self._is_owed = batch, False
         self._beside.wait()
 
-    def take(self, step: int) -> list[AnswerGroup]:
-        """[P] groups of ten for the step, whose `sync` has just given the generator the policy as it is now.
+    def take(self, step: int, adapter: Adapter) -> list[AnswerGroup]:
+        """[P] groups of ten for the step, whose `sync` has just given the generator this adapter, the policy as it is.
 
         Raises SyncError for an answer outside the version window.
         """
-        self._held = adapter = self._context.team.policy.adapter()
+        self._held = adapter
         batch, self._ahead = self._ahead, None
         if batch is None:
             batch = self._next(step)

@@ -48,14 +48,20 @@ def run(context: Context) -> dict[str, object]:
                     answers.settle(step)  # the generator takes an adapter only while it does not write
             with phase("sync"):
                 # Also at the first step of a resume, which so is no special case.
+                adapter = team.policy.adapter()
                 metrics = sync(
-                    team.policy, team.generator, reference(context), canary(context), continues=context.continues
+                    team.policy,
+                    team.generator,
+                    reference(context),
+                    canary(context),
+                    continues=context.continues,
+                    adapter=adapter,
                 )
             if config.evaluate_every and step % config.evaluate_every == 0:
                 with phase("evaluate"):
                     metrics |= in_loop.measure(step)
             with phase("generate"):
-                groups = answers.take(step)
+                groups = answers.take(step, adapter)
             answers.ask_ahead(step + 1)  # as far as they may be stale: the one difference to a loop in turns
             with phase("score"):
                 scored = score(context, scorer, groups, step, steps)
