@@ -37,7 +37,7 @@ def annotate(
     renew: Annotated[
         str | None, typer.Option(metavar="NAME", help="Print a new link of a person who lost theirs, and end.")
     ] = None,
-    role: Annotated[Role, typer.Option(help="Of who is invited.")] = "annotator",
+    role: Annotated[Role | None, typer.Option(help="Of who is invited. Default: annotator.")] = None,
     lang: Annotated[
         Literal["en", "zh"] | None, typer.Option(help="The page's first language. Default: the browser's.")
     ] = None,
@@ -55,9 +55,13 @@ def annotate(
 
         if invite is not None and renew is not None:
             raise ServeError("--invite and --renew were both given.", remedy="Give one of them.")
+        if role is not None and invite is None:
+            raise ServeError(
+                f"--role {role} is for --invite.", remedy="Leave it out: who gets a new link keeps their role."
+            )
         address, folder = Address(host, port, certificate, key, behind_proxy, url), find_run(run)
         if invite is not None or renew is not None:
-            _invite(folder, address, invite, renew, role, as_json)
+            _invite(folder, address, invite, renew, role or "annotator", as_json)
         else:
             _serve(console, folder, address, lang, as_json)
 

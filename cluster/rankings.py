@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.runs import find_run
+from cluster.runs import find_run, load_run
 from rlhf.desk.desk import open_desk
-from rlhf.desk.exchange import rows_of_file
+from rlhf.desk.exchange import Taken, read_rows, rows_of_file
 from rlhf.disk import write_file
 from rlhf.errors import DataError
+from rlhf.kept_prompts import read_prompts
+from rlhf.manifest import read_manifest
+from rlhf.rounds import key, schedule
 
 
 def export_rankings(run: str, to: Path, *, pairs: bool, round: int | None) -> dict[str, object]:
@@ -35,7 +39,28 @@ def export_rankings(run: str, to: Path, *, pairs: bool, round: int | None) -> di
 def import_rankings(run: str, source: Path, *, by: str, round: int) -> dict[str, object]:
     """How many rankings the run's desk took in of a JSONL file. All or, where a row is of no use, none.
 
-    Raises TenfoldError: no such run or file, a row that cannot be used.
+    Raises TenfoldError: no such run or file, a row that cannot be used, a prompt that the run has yet to answer.
     """
-    with open_desk(find_run(run)) as desk:
-        return {"file": str(source), "num_rankings": desk.import_rows(rows_of_file(source), by, round)}
+    folder = find_run(run)
+    taken = read_rows(rows_of_file(source), by)
+    _check_answered(folder, taken, round)
+    with open_desk(folder) as desk:
+        return {"file": str(source), "num_rankings": desk.take_in(taken, round)}
+
+
+def _check_answered(folder: Path, taken: Sequence[Taken], round: int) -> None:
+    """Nothing, unless `sample` has yet to put answers to one of these prompts on the desk. Raises DataError."""
+    recipe, _ = load_run(folder)
+    is_done = key("sample", round) in read_manifest(folder)["stages"]
+    if recipe.rank.judge != "people" or is_done or ("sample", round) not in schedule(recipe.stages, recipe.rounds):
+        return
+    kept = read_prompts(folder)
+    awaited = set() if kept is None else {prompt.id for prompt in kept.train}
+    for one in taken:
+        if one.prompt_id in awaited:
+            raise DataError(
+                f"The prompt {one.prompt_id} is one of the run's own, and `sample` has not answered all of them yet.",
+                limit="Rankings of a run's own prompts are of the run's own answers.",
+                remedy=f"Take them in once `sample` of round {round + 1} is done; learn rankings of other answers with "
+                "`reward.rankings: FILE`.",
+            )

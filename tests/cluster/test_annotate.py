@@ -103,6 +103,8 @@ def test_an_invitation_waits_for_no_engine_to_be_imported(run: Path) -> None:
         (("--invite", ""), "cannot be a person's name"),
         (("--invite", "a\nb"), "cannot be a person's name"),
         (("--renew", "nobody"), "There is no 'nobody'"),
+        (("--renew", "ann", "--role", "lead"), "--role lead is for --invite"),
+        (("--role", "lead"), "--role lead is for --invite"),
         (("--invite", "ann", "--url", "rank.example"), "begins with http:// or https://"),
         (("--host", "0.0.0.0"), "--certificate"),
         (("--host", "rank.example"), "--behind-proxy"),

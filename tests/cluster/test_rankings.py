@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
+from rlhf.data import Prompts
 from rlhf.desk.desk import open_desk
+from rlhf.kept_prompts import write_prompts
 from rlhf.store import RunStore
 from tests.rlhf.desk.groups import groups, person, rank_all
 from tests.rlhf.runs import recipe
@@ -47,6 +49,19 @@ def test_pairs_are_rows_of_trl(run: Path, tmp_path: Path):
     tenfold(run, "--to", tmp_path / "pairs.jsonl", "--pairs", "--round", 1)
     rows = rows_of(tmp_path / "pairs.jsonl")
     assert len(rows) == 6 and rows[0].keys() == {"prompt", "chosen", "rejected"}
+
+
+def test_prompts_whose_answers_the_run_has_yet_to_write_are_refused_until_it_has(run: Path, tmp_path: Path):
+    tenfold(run, "--to", tmp_path / "out.jsonl")
+    again = tmp_path / "again"
+    with RunStore.open(again.parent, recipe(name="again", rank={"judge": "people"})) as store:
+        write_prompts(again, Prompts(tuple(group.prompt for group in groups(2)), ()))
+        refused = tenfold(again, "--from", tmp_path / "out.jsonl")
+        assert refused.exit_code == 2 and "p000 is one of the run's own" in " ".join(refused.output.split())
+        assert tenfold(again, "--from", tmp_path / "out.jsonl", "--round", 2).exit_code == 0  # has no such round
+        store.finish("sample", {})
+    done = tenfold(again, "--from", tmp_path / "out.jsonl", "--json")
+    assert json.loads(done.stdout)["num_rankings"] == 2
 
 
 @pytest.mark.parametrize(
