@@ -129,15 +129,17 @@ class Generator:
         assert all(len(group.answers) == sampling.n for group in groups)
         return groups
 
-    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
-        """[len(token_ids) - 1] nats at temperature 1 of each token after the first, with or without the adapter."""
+    def canary_logprobs(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Nats at temperature 1 of each token after the first, [len(token_ids) - 1]: with the adapter, and without."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        request = self._request if with_adapter else None
-        (output,) = self._generate([token_ids], [params], request)
-        after_first = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
-        return [by_token[token].logprob for token, by_token in after_first]
+        outputs = self._generate([token_ids] * 2, [params] * 2, [self._request, None])
+        with_adapter, without = (
+            [by_token[token].logprob for token, by_token in zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)]
+            for output in outputs
+        )
+        return with_adapter, without
 
     def reset_prefix_cache(self) -> None:
         """Forgets the keys and values of earlier prompts."""

@@ -102,8 +102,8 @@ class Engine:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
-    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
-        return [-1.0 if with_adapter else -2.0] * (len(token_ids) - 1)
+    def canary_logprobs(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+        return [-1.0] * (len(token_ids) - 1), [-2.0] * (len(token_ids) - 1)
 
 
 def _seconds(recipe: Recipe) -> StandInSeconds:

@@ -120,13 +120,13 @@ class GeneratorHandle(Handle):
         with self._turn():
             return [group for part in self.group.call_each(self.role, "answer", values) for group in part]
 
-    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
-        """[len(token_ids) - 1] nats of the first engine, once all agree. Raises SyncError."""
+    def canary_logprobs(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Twice [len(token_ids) - 1] nats of the first engine, once all agree. Raises SyncError."""
         with self._turn():
-            found = self.group.call_all(self.role, "canary_logprobs", list(token_ids), with_adapter)
+            found = self.group.call_all(self.role, "canary_logprobs", list(token_ids))
         first = torch.tensor(found[0])
         for rank, other in enumerate(found):
-            gap = float((torch.tensor(other) - first).abs().mean())
+            gap = float((torch.tensor(other) - first).abs().mean(dim=1).max())
             if not gap < ENGINES_AGREE:
                 raise SyncError(
                     f"Generator {rank} differs from generator 0 by {gap:.3g} nats on the canary.",

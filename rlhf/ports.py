@@ -93,8 +93,8 @@ class Generator(Protocol):
         """One group per prompt, in order; one engine request each, with its own seed."""
         ...
 
-    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
-        """[len(token_ids) - 1] nats at temperature 1 of each token after the first, with or without the adapter."""
+    def canary_logprobs(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Nats at temperature 1 of each token after the first, [len(token_ids) - 1]: with the adapter, and without."""
         ...
 
 

@@ -54,8 +54,7 @@ def check_canary(
     assert len(canary) > 1, "a canary needs a token to predict"
     group = _as_group(canary, version)
     ours = policy.logprobs([group], temperature=1.0)[0]
-    with_adapter = torch.tensor(generator.canary_logprobs(canary, with_adapter=True))
-    without = torch.tensor(generator.canary_logprobs(canary, with_adapter=False))
+    with_adapter, without = map(torch.tensor, generator.canary_logprobs(canary))
     gap_with, gap_without = _gap(with_adapter, ours), _gap(without, ours)
     if reference is None:
         moved, noise = gap_without, NOISE

@@ -154,9 +154,10 @@ class TableGenerator:
         chosen = tuple(float(logprobs[token]) for token in tokens)
         return Answer(tuple(tokens), chosen, "eos" if tokens[-1] == EOS else "length", self.version, text)
 
-    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
-        logits = self.logits if with_adapter else torch.zeros(VOCABULARY)
-        return logits.log_softmax(0)[list(token_ids[1:])].tolist()
+    def canary_logprobs(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+        both = (logits.log_softmax(0)[list(token_ids[1:])] for logits in (self.logits, torch.zeros(VOCABULARY)))
+        with_adapter, without = (logprobs.tolist() for logprobs in both)
+        return with_adapter, without
 
 
 class TableReference:

@@ -113,8 +113,8 @@ class Engine:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
-    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
-        return [0.0 if with_adapter else -1.0] * (len(token_ids) - 1)
+    def canary_logprobs(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+        return [0.0] * (len(token_ids) - 1), [-1.0] * (len(token_ids) - 1)
 
 
 FACTORIES: dict[Role, str] = {

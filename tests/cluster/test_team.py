@@ -125,7 +125,7 @@ def test_every_engine_gets_the_adapter(team: RayTeam) -> None:
         for answer in group.answers
     }
     assert versions == {adapter.version}
-    assert team.generator.canary_logprobs([1, 2, 3], with_adapter=False) == [-1.0, -1.0]
+    assert team.generator.canary_logprobs([1, 2, 3]) == ([0.0, 0.0], [-1.0, -1.0])
 
 
 def test_calls_from_several_threads_reach_all_ranks_in_one_order(team: RayTeam, groups: list[AnswerGroup]) -> None:

@@ -30,8 +30,11 @@ class NoisyGenerator(TableGenerator):
         super().__init__()
         self.noise, self.ignores = noise, ignores
 
-    def canary_logprobs(self, token_ids: Sequence[int], with_adapter: bool) -> list[float]:
-        exact = super().canary_logprobs(token_ids, with_adapter and not self.ignores)
+    def canary_logprobs(self, token_ids: Sequence[int]) -> tuple[list[float], list[float]]:
+        with_adapter, without = super().canary_logprobs(token_ids)
+        return self._noisy(without if self.ignores else with_adapter), self._noisy(without)
+
+    def _noisy(self, exact: list[float]) -> list[float]:
         return [value + self.noise * (-1) ** index for index, value in enumerate(exact)]
 
 
