@@ -57,10 +57,11 @@ def write_trained_model(
     Generation ends at each token that ends a text or a turn. Raises StoreError where it cannot be written.
     """
     words = AutoTokenizer.from_pretrained(str(tokenizer))
-    model.config.dtype = dtype
     set_end_tokens(model, words)
     with quiet_transformers(), replacing(folder) as made:
         model.save_pretrained(made, state_dict={name: tensor.to(dtype) for name, tensor in tensors.items()})
+        model.config.dtype = dtype  # that of the model it was trained in has been written
+        model.config.save_pretrained(made)
         words.save_pretrained(made)
 
 

@@ -1,15 +1,15 @@
-"""New decoders from sizes."""
+"""New decoders from sizes, and models as they are written."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from configs.load import load_recipe
 from configs.model_stages import ModelSizes
-from rlhf.base_model import llama_config, num_parameters
+from rlhf.base_model import llama_config, num_parameters, write_trained_model
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
 
@@ -47,3 +47,15 @@ def test_the_feed_forward_width_is_eight_thirds_of_the_hidden_one_in_steps_of_64
     assert llama_config(sizes, 300).intermediate_size == 512  # 8/3 of 192
     sizes = ModelSizes(hidden_size=256, num_layers=1, num_heads=8)
     assert llama_config(sizes, 300).intermediate_size == 704  # 682.7, up
+
+
+def test_a_model_trained_in_float32_is_written_and_described_in_the_recipes_type(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32)
+    written = tmp_path / "written"
+    write_trained_model(model, model.state_dict(), tiny_model, written, torch.bfloat16)
+    assert AutoConfig.from_pretrained(str(written)).dtype == torch.bfloat16
+    again = AutoModelForCausalLM.from_pretrained(str(written), dtype="auto")
+    assert again.dtype == torch.bfloat16
+    assert all(torch.equal(value, model.state_dict()[name].bfloat16()) for name, value in again.state_dict().items())
