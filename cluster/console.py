@@ -83,7 +83,7 @@ class StreamConsole(ABC):
         parent = _current.get() or (self._work[0] if self._work else None)  # in a thread of its own: of the stage
         full = f"{parent.name} / {name}" if parent else name
         now = self.clock()
-        work = Work(self, full, total, unit, parent.depth + 1 if parent else 0, now, changed=now, told=now)
+        work = Work(self, full, total, unit, parent.depth + 1 if parent else 0, now, since=now, changed=now, told=now)
         work.patient, work.done, work.before = patient, before, before
         token = _current.set(work)
         with self._lock:
@@ -107,6 +107,15 @@ class StreamConsole(ABC):
                 work.changed, work.untold = now, True
             work.done += num
             work.note = note or work.note
+            self._moved(work, now)
+
+    def begin(self, work: Work, done: int) -> None:
+        """Notes that the work itself begins, with so much done."""
+        with self._lock:
+            now = self.clock()
+            work.done = work.before = done
+            work.since = work.changed = now
+            work.untold = True
             self._moved(work, now)
 
     def beat(self) -> None:

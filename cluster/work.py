@@ -13,6 +13,8 @@ class Owner(Protocol):
 
     def advance(self, work: Work, num: int, note: str) -> None: ...
 
+    def begin(self, work: Work, done: int) -> None: ...
+
 
 @dataclass
 class Work:
@@ -24,10 +26,11 @@ class Work:
     unit: str
     depth: int
     started: float
+    since: float  # when that began whose rate is told
     changed: float  # when it last advanced or changed its note
     told: float  # when a line about it was last printed
     done: int = 0
-    before: int = 0  # of what is done: was there when it started, and so says nothing of its rate
+    before: int = 0  # of what is done: was there at `since`, and so says nothing of the rate
     note: str = ""
     untold: bool = False  # it moved since the last line about it
     visible: bool = False  # a line about it was printed
@@ -37,15 +40,19 @@ class Work:
         """Adds to what is done; a note says what is being done now, and `advance(0, note)` only says that."""
         self.owner.advance(self, num, note)
 
+    def begin(self, done: int) -> None:
+        """So much is done, and the work itself begins now: what went before says nothing of its rate."""
+        self.owner.begin(self, done)
+
     def count(self) -> str:
         """How far it is: `3/10 prompts`."""
         of = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
         return f"{of} {self.unit}".rstrip()
 
     def rate(self, now: float) -> float:
-        """Items per second since the start; 0 before the first."""
+        """Items per second since the work began; 0 before the first."""
         done = self.done - self.before
-        return done / (now - self.started) if done and now > self.started else 0.0
+        return done / (now - self.since) if done and now > self.since else 0.0
 
     def speed(self, now: float) -> str:
         """Rate and time left, as far as they are known: `1.2 prompts/s, 12 s left`."""

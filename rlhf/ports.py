@@ -133,6 +133,10 @@ class Task(Protocol):
 
     def advance(self, num: int = 1, note: str = "") -> None: ...
 
+    def begin(self, done: int) -> None:
+        """So much is done, and the work itself begins now: the time before says nothing of its rate."""
+        ...
+
 
 class Console(Protocol):
     """What the user sees."""

@@ -58,6 +58,8 @@ class SilentConsole:
 
     def advance(self, num: int = 1, note: str = "") -> None: ...
 
+    def begin(self, done: int) -> None: ...
+
 
 class ListTracker:
     """Keeps what was logged, and hands it to a store if there is one."""

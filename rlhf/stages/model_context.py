@@ -86,7 +86,7 @@ def follow(context: ModelContext, job: Job, headline: str) -> Followed:
                         context.tracker.log(stage, step, metrics)
                 if report.step:
                     context.console.say(f"{stage}: going on from the checkpoint of step {report.step}")
-                task.advance(report.step - at)
+                task.begin(report.step)  # the workers are there
                 at = report.step
             elif report.kind == "row":
                 context.tracker.log(stage, report.step, report.metrics)

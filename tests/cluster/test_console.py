@@ -236,6 +236,22 @@ def test_what_was_done_before_a_task_began_counts_for_how_far_it_is_and_not_for_
     assert log.texts[-1].endswith("done, 120/160 rankings in 15 s (1.33 rankings/s)")
 
 
+def test_what_went_before_the_work_itself_began_does_not_count_for_its_rate() -> None:
+    log = Log()
+    with log.task("pretrain", total=100, unit="steps") as task:
+        log.wait(20)  # its workers start
+        task.begin(40)  # at a checkpoint
+        log.wait(10)
+        task.advance(20)
+        assert task.count() == "60/100 steps" and task.speed(log.clock_.now) == "2 steps/s, 20 s left"
+        log.wait(10)
+        task.begin(50)  # a worker was lost, and the work goes on from the newest checkpoint
+        log.wait(5)
+        task.advance(5)
+        assert task.count() == "55/100 steps" and task.speed(log.clock_.now) == "1 steps/s, 45 s left"
+    assert log.texts[-1].endswith("done, 55/100 steps in 45 s (1 steps/s)")
+
+
 def test_waiting_for_people_is_told_every_ten_minutes_only_and_at_once_when_they_move() -> None:
     log = Log()
     with log.task("rank: wait for people", total=30, unit="rankings", patient=True) as task:

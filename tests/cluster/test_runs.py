@@ -46,6 +46,8 @@ class Silent:
 
     def advance(self, num: int = 1, note: str = "") -> None: ...
 
+    def begin(self, done: int) -> None: ...
+
 
 @contextmanager
 def fake_team(recipe: Recipe, console: object) -> Iterator[Any]:
