@@ -12,7 +12,7 @@ from rlhf.judges import checked_scores, make_scorer
 from rlhf.kl import KLController
 from rlhf.phases import Phases
 from rlhf.ports import Reference, Scorer
-from rlhf.records import AnswerGroup, RoleState, Rollout
+from rlhf.records import Adapter, AnswerGroup, RoleState, Rollout
 from rlhf.rollout import make_rollout, needs_old_logprobs, needs_ref_logprobs, penalised_scores, rank_groups
 from rlhf.stages.answers import Answers
 from rlhf.stages.context import Context, StageLeft
@@ -48,15 +48,7 @@ def run(context: Context) -> dict[str, object]:
                     answers.settle(step)  # the generator takes an adapter only while it does not write
             with phase("sync"):
                 # Also at the first step of a resume, which so is no special case.
-                adapter = team.policy.adapter()
-                metrics = sync(
-                    team.policy,
-                    team.generator,
-                    reference(context),
-                    canary(context),
-                    continues=context.continues,
-                    adapter=adapter,
-                )
+                adapter, metrics = hand_over(context)
             if config.evaluate_every and step % config.evaluate_every == 0:
                 with phase("evaluate"):
                     metrics |= in_loop.measure(step)
@@ -110,6 +102,15 @@ def prepare(context: Context) -> None:
         *(("critic",) if config.advantage == "gae" else ()),
         *(("reference",) if needs_ref_logprobs(config) else ()),
         *(("reward",) if context.recipe.uses_reward(("ppo",)) else ()),
+    )
+
+
+def hand_over(context: Context) -> tuple[Adapter, dict[str, float]]:
+    """The policy's adapter as it is now, which the generator then holds, and `sync/*` metrics."""
+    policy, generator = context.team.policy, context.team.generator
+    adapter = policy.adapter()
+    return adapter, sync(
+        policy, generator, reference(context), canary(context), continues=context.continues, adapter=adapter
     )
 
 

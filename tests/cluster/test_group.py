@@ -50,6 +50,21 @@ def pair(home: PlacementGroup) -> Iterator[Group]:
     group.kill()
 
 
+@pytest.fixture
+def meeting(
+    home: PlacementGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Group, Path, Path]]:
+    """A group of one; the pipes by which its call `meet` says that it has begun, and is told to end."""
+    monkeypatch.setattr(group_module, "CLOSE_S", 0.1)
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    for pipe in (begun, gate):
+        os.mkfifo(pipe)
+    group = Group(ONE, home, CONFIG)
+    group.ensure("echo", ECHO, "")
+    yield group, begun, gate
+    group.kill()
+
+
 def test_every_worker_is_asked_and_answers_in_order_of_rank(pair: Group) -> None:
     assert pair.call_all("echo", "who", "!", loud=True) == ["RANK 0/2!", "RANK 1/2!"]
     assert pair.call_first("echo", "who") == "rank 0/2"
@@ -99,14 +114,9 @@ def test_memory_is_told_by_worker(pair: Group) -> None:
 
 
 def test_while_a_call_is_under_way_memory_is_told_as_it_was_and_a_kill_ends_the_call(
-    home: PlacementGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    meeting: tuple[Group, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_module, "CLOSE_S", 0.1)
-    begun, gate = tmp_path / "begun", tmp_path / "gate"
-    for pipe in (begun, gate):
-        os.mkfifo(pipe)
-    group = Group(ONE, home, CONFIG)
-    group.ensure("echo", ECHO, "")
+    group, begun, gate = meeting
     before = group.stats()
     assert group.stats() is before and not group._stats_asked  # so soon nobody is asked again
     monkeypatch.setattr(group_module, "STATS_S", 0.0)
@@ -127,14 +137,9 @@ def test_while_a_call_is_under_way_memory_is_told_as_it_was_and_a_kill_ends_the_
 
 
 def test_a_termination_in_the_midst_of_rays_waiting_stops_us_as_one_of_our_own(
-    home: PlacementGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    meeting: tuple[Group, Path, Path],
 ) -> None:
-    monkeypatch.setattr(group_module, "CLOSE_S", 0.1)
-    begun, gate = tmp_path / "begun", tmp_path / "gate"
-    for pipe in (begun, gate):
-        os.mkfifo(pipe)
-    group = Group(ONE, home, CONFIG)
-    group.ensure("echo", ECHO, "")
+    group, begun, gate = meeting
     out = StringIO()
     console = LineConsole(out)
 
@@ -151,7 +156,6 @@ def test_a_termination_in_the_midst_of_rays_waiting_stops_us_as_one_of_our_own(
         assert exit_code(console, "tenfold run r.yaml", work) == 143
         killer.result()
     assert "stopping: closing the team" in out.getvalue() and "what was committed is kept" in out.getvalue()
-    group.kill()
 
 
 def test_a_worker_that_fails_does_not_leave_us_waiting_for_the_others(
