@@ -163,7 +163,7 @@ def _recipe(options: argparse.Namespace, method: str, pairs: str, folder: Path) 
                 "train": method,
                 "held_out": 0.0,
                 "max_text_tokens": options.max_text_tokens,
-                "optimizer": {"lr": LR[method]},
+                "optimizer": {"lr": LR[method], "warmup_steps": 0, "schedule": "constant"},
                 "evaluate_every": None,
             },
             "cluster": {"threads": options.threads},

@@ -21,7 +21,8 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     `has_prompts`: the run has kept its prompts, so that their files may be gone.
     """
     from rlhf.adapters import starting_adapter
-    from rlhf.conversations import Source, load_conversations
+    from rlhf.conversations import check_conversations, conversation_sources, load_conversations
+    from rlhf.corpus import check_corpus, corpus_sources
     from rlhf.desk.desk import read_guidelines
     from rlhf.desk.exchange import IMPORTED, check_answers, read_rows, rows_of_file
     from rlhf.remote_score import check_score_servers
@@ -30,9 +31,12 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
 
     if recipe.adapter_from and "sft" not in recipe.stages:
         starting_adapter(recipe)
-    if "pretrain" in stages and "sft" in stages:
-        sources = [Source(source.path, source.weight) for source in recipe.sft.sources]
-        load_conversations(sources, recipe.sft.held_out, recipe.sft.system)
+    if "pretrain" in stages:
+        check_corpus(corpus_sources(recipe))
+    if "sft" in stages:
+        check_conversations(conversation_sources(recipe))
+        if "pretrain" in stages:  # which takes long: what comes after it is read to its end now
+            load_conversations(conversation_sources(recipe), recipe.sft.held_out, recipe.sft.system)
     if all(stage in MODEL_STAGES for stage in stages):
         return
     if recipe.rules:

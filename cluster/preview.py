@@ -17,6 +17,7 @@ from rich.text import Text
 
 from cluster.placement import GroupPlan, Resources, place, place_crew
 from cluster.planning import foreseen
+from configs.model_stages import ConversationSource, CorpusSource
 from configs.schema import MODEL_STAGES, Recipe, Stage
 from rlhf.errors import TenfoldError
 from rlhf.rounds import key, label, schedule
@@ -39,6 +40,7 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
     missing: list[str] = []
     ahead = foreseen(recipe, stages)
     recipe = ahead.recipe
+    _look_at_texts(recipe, stages, missing)
     prompts = _prompts(recipe, missing)
     done = finished_stages(folder)
     asked = Resources(cpus=math.inf, gpus=recipe.cluster.gpus if recipe.cluster.gpus != "auto" else gpus_here())
@@ -123,6 +125,29 @@ def page(plan: Preview) -> RenderableType:
     if missing:
         parts += [Text("\nMissing on this machine", style="bold"), *(Text(f"  - {line}") for line in missing)]
     return Group(*parts)
+
+
+def _look_at_texts(recipe: Recipe, stages: Sequence[Stage], missing: list[str]) -> None:
+    """Whether the files of the stages that make a model are here and begin as they should; none is read to its end."""
+    from rlhf.hub import HUB
+
+    def of_hub(sources: Sequence[CorpusSource] | Sequence[ConversationSource]) -> bool:
+        return any(source.path.startswith(HUB) for source in sources)  # a run fetches those; this starts nothing
+
+    if "pretrain" in stages and not of_hub(recipe.pretrain.sources):
+        from rlhf.corpus import check_corpus, corpus_sources
+
+        try:
+            check_corpus(corpus_sources(recipe))
+        except TenfoldError as error:
+            missing.append(f"the raw text: {error}")
+    if "sft" in stages and not of_hub(recipe.sft.sources):
+        from rlhf.conversations import check_conversations, conversation_sources
+
+        try:
+            check_conversations(conversation_sources(recipe))
+        except TenfoldError as error:
+            missing.append(f"the conversations: {error}")
 
 
 def _prompts(recipe: Recipe, missing: list[str]) -> Preview:

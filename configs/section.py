@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -18,6 +18,20 @@ class Section(BaseModel):
     """A part of a recipe: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, given: object) -> object:
+        """A section that is named in part keeps the rest of its default: `optimizer: {lr: 1e-4}` its schedule."""
+        if not isinstance(given, dict):
+            return given
+        tree = cast(dict[Any, Any], given)
+        parts = {
+            name: field.default.model_dump(exclude_unset=True) | tree[name]
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, Section) and isinstance(tree.get(name), dict)
+        }
+        return {**tree, **parts}
 
 
 class OptimizerConfig(Section):

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from configs.schema import Recipe
 from rlhf.chat import prompt_id
 from rlhf.data import by_hash
-from rlhf.errors import DataError
+from rlhf.errors import DataError, RecipeError
 from rlhf.files import jsonl_rows, matching_files, parquet_rows, reason_of
 from rlhf.formats import FORMATS, Conversation, read_row
 from rlhf.records import Message
@@ -36,6 +37,15 @@ class Conversations:
     num_duplicates: int = 0  # rows that were left out since the same conversation came before
 
 
+def conversation_sources(recipe: Recipe) -> list[Source]:
+    """The sources of the recipe's conversations. Raises RecipeError if it names none."""
+    if not recipe.sft.sources:
+        raise RecipeError(
+            "sft: the recipe names no conversations.", remedy="Name files under sft.sources, `- path: pairs.jsonl`."
+        )
+    return [Source(source.path, source.weight) for source in recipe.sft.sources]
+
+
 def load_conversations(sources: Sequence[Source], held_out: float, system: str | None = None) -> Conversations:
     """All different conversations of the sources, split into train and held-out.
 
@@ -51,7 +61,7 @@ def load_conversations(sources: Sequence[Source], held_out: float, system: str |
     num_rows = 0
     for source in sources:
         _check_weight(source)
-        for path in matching_files(source.path, KINDS, named=f"The source {source.path!r}", remedy=REMEDY):
+        for path in _files(source):
             for conversation in _read(path):
                 num_rows += 1
                 conversation = _with_system(conversation, system)
@@ -69,6 +79,17 @@ def load_conversations(sources: Sequence[Source], held_out: float, system: str |
     train = tuple(found[id_][0] for id_, _ in epoch if prompts[id_] not in apart)
     kept = tuple(found[id_][0] for id_, copy in epoch if prompts[id_] in apart and copy == 0)
     return Conversations(train, kept, num_rows - len(found))
+
+
+def check_conversations(sources: Sequence[Source]) -> None:
+    """Nothing, if the sources' files are there and the first row of each is a conversation. Raises DataError."""
+    found = [next(_read(path), None) for source in sources for path in _files(source)]
+    if not any(found):
+        raise _empty(sources, "hold no conversation")
+
+
+def _files(source: Source) -> list[Path]:
+    return matching_files(source.path, KINDS, named=f"The source {source.path!r}", remedy=REMEDY)
 
 
 def _check_weight(source: Source) -> None:
@@ -112,9 +133,9 @@ def _json(path: Path) -> Iterator[tuple[str, object]]:
             limit="A .json file is one list of rows.",
             remedy="Name it .jsonl, if each line is a row." if lines else "Mend the file.",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} cannot be read: {error}.", remedy="Give a UTF-8 file with one list of rows."
+            f"{path} cannot be read: {reason_of(error)}.", remedy="Give a UTF-8 file with one list of rows."
         ) from error
     if not isinstance(rows, list):
         fields = f" with {', '.join(rows)}" if isinstance(rows, dict) else ""

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-from rlhf.errors import DataError
+from configs.schema import Recipe
+from rlhf.errors import DataError, RecipeError
 from rlhf.files import matching_files, reason_of
 
 Split = Literal["file", "paragraph", "line"]
@@ -53,6 +54,16 @@ class Document:
     digest: bytes  # 16 bytes of BLAKE2b over its UTF-8: equal texts, equal digests
 
 
+def corpus_sources(recipe: Recipe) -> list[Source]:
+    """The sources of the recipe's corpus. Raises RecipeError if it names none."""
+    if not recipe.pretrain.sources:
+        raise RecipeError(
+            "pretrain: the recipe names no raw text.",
+            remedy="Name files under pretrain.sources, `- path: corpus.jsonl`.",
+        )
+    return [Source(source.path, source.weight, source.split, source.field) for source in recipe.pretrain.sources]
+
+
 def read_documents(sources: Sequence[Source]) -> Iterator[Document]:
     """The documents of all sources, in order of sources, names of files, and place. Blank ones are left out.
 
@@ -72,6 +83,12 @@ def read_documents(sources: Sequence[Source]) -> Iterator[Document]:
                 limit="At least 1 is needed.",
                 remedy="Give files with text in them, or leave the source out.",
             )
+
+
+def check_corpus(sources: Sequence[Source]) -> None:
+    """Nothing, if each source's files are there and its first document can be read. Raises DataError."""
+    for source in sources:
+        next(read_documents([source]))
 
 
 def sample_texts(sources: Sequence[Source], max_bytes: int = SAMPLE_BYTES) -> list[str]:
@@ -248,7 +265,7 @@ def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[tuple[str, str]]:
         if line.strip():
             try:
                 row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{where}: {reason_of(error)}.", remedy="Mend or remove the line.") from error
             fields = ", ".join(map(str, row)) or "none" if isinstance(row, dict) else f"a {type(row).__name__}"
             yield where, _field(where, field, row.get(field) if isinstance(row, dict) else None, fields)

@@ -50,7 +50,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"line {number}", json.loads(line.decode("utf-8-sig"))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise DataError(
             f"{path}, line {max(number, 1)}: {reason_of(error)}.", remedy="Mend or remove the line."
         ) from error
@@ -78,4 +78,6 @@ def reason_of(error: Exception) -> str:
         return f"not valid JSON, {error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8, byte {error.start + 1} of the line"
+    if isinstance(error, RecursionError):
+        return "lists or objects within one another, deeper than Python's reader goes"
     return str(error).rstrip(".")

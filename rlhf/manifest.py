@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ FORMAT = 2
 BASE = "model.base"  # stands for the base itself among the differences
 START = "adapter_from"
 RECIPE, JOURNALS = "recipe.yaml", "journal"
+BEGINNINGS = ("start", "tokenizer")  # what `pretrain` and `sft` make of the recipe before their first step
 # Where a run is, how it is watched and how often it is saved: no result hangs on these keys, so they may differ when it
 # is opened again. (A base that was moved is known by its fingerprint, as is an adapter to start from.)
 MAY_DIFFER = (
@@ -119,6 +121,9 @@ def take_change(folder: Path, manifest: Manifest, change: Change) -> None:
         # First: steps that were journaled under the recipe before must not be taken for this one's after a crash.
         for journal in (folder / JOURNALS).glob("*.jsonl"):
             write_file(journal, b"")
+    if _is_empty(folder, manifest):  # so they were made of another recipe, and nothing hangs on them
+        for name in BEGINNINGS:
+            shutil.rmtree(folder / name, ignore_errors=True)
     write_file(folder / RECIPE, dump_recipe(change.recipe).encode())
     manifest["base"], manifest["adapter"] = change.base, change.adapter
     if change.lines:

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from configs.schema import Recipe
 from rlhf.base_model import write_new_model
-from rlhf.corpus import Source, sample_texts
+from rlhf.corpus import corpus_sources, sample_texts
 from rlhf.errors import ModelError, RecipeError
 from rlhf.packing import Batch, RowStream, one_pass
 from rlhf.rows import MicroBatch
@@ -30,14 +30,10 @@ def run(context: ModelContext) -> dict[str, object]:
     """Held-out bits per byte at the first evaluation and at the end; the model is then models/base of the run."""
     recipe, folder = context.recipe, context.store.folder
     config = recipe.pretrain
-    if not config.sources:
-        raise RecipeError(
-            "pretrain: the recipe names no raw text.",
-            remedy="Name files under pretrain.sources, `- path: corpus.jsonl`.",
-        )
+    sources = corpus_sources(recipe)
     tokenizer = find_tokenizer(context)
     root = Path(config.cache) if config.cache else folder.parent / "token-cache"
-    cache = make_cache(root, sources_of(recipe), tokenizer, console=context.console)
+    cache = make_cache(root, sources, tokenizer, console=context.console)
     start = starting_model(context, tokenizer)
     data = CorpusData(cache, recipe, openings(config.continuations, tokenizer))
     num_steps = config.num_steps or steps_of(data, config.epochs)
@@ -156,7 +152,7 @@ def find_tokenizer(context: ModelContext) -> Any:
         return load_tokenizer(config.tokenizer)
     if not own.exists():
         with context.console.task("train the tokenizer"):
-            texts = sample_texts(sources_of(context.recipe), config.tokenizer_sample_bytes)
+            texts = sample_texts(corpus_sources(context.recipe), config.tokenizer_sample_bytes)
             save_tokenizer(train_tokenizer(texts, config.vocab_size, merges=config.merges), own)
     return load_tokenizer(own)
 
@@ -188,11 +184,6 @@ def openings(texts: Sequence[str], tokenizer: Any) -> tuple[Opening, ...]:
     before = () if bos is None else (bos,)
     made = [(text, (*before, *tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts]
     return tuple(Opening(text, ids) for text, ids in made if ids)
-
-
-def sources_of(recipe: Recipe) -> list[Source]:
-    """The sources of the corpus."""
-    return [Source(source.path, source.weight, source.split, source.field) for source in recipe.pretrain.sources]
 
 
 def steps_of(data: CorpusData, epochs: float) -> int:

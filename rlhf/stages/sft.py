@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from configs.schema import Recipe
 from rlhf.chat import ChatTokenizer
-from rlhf.conversations import Conversations, Source, load_conversations
+from rlhf.conversations import Conversations, conversation_sources, load_conversations
 from rlhf.errors import DataError, ModelError, RecipeError
 from rlhf.masks import TrainedTexts, make_texts
 from rlhf.packing import pack
@@ -27,15 +27,11 @@ def run(context: ModelContext) -> dict[str, object]:
     """Held-out loss at the first evaluation and at the end; the model, or the named adapter, is then in models/."""
     recipe, folder = context.recipe, context.store.folder
     config = recipe.sft
-    if not config.sources:
-        raise RecipeError(
-            "sft: the recipe names no conversations.", remedy="Name files under sft.sources, `- path: pairs.jsonl`."
-        )
+    sources = conversation_sources(recipe)
     words, num_embeddings = find_words(context)
     chat = ChatTokenizer(words)
     check_context(recipe, chat)
     with context.console.task("conversations"):
-        sources = [Source(source.path, source.weight) for source in config.sources]
         conversations = load_conversations(sources, config.held_out, config.system)
         texts = make_texts(conversations.train, chat, config.max_text_tokens, config.long)
         held_out = held_out_texts(context, conversations, chat)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from benchmarks.corpus import growth, memory_of, recipe_of, write_corpus
 from configs.load import load_recipe
-from rlhf.corpus import read_documents
-from rlhf.stages.pretrain import sources_of
+from rlhf.corpus import corpus_sources, read_documents
 
 
 def test_a_corpus_has_its_size_in_files_of_four_kinds_and_no_text_twice(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text", 400_000)
     recipe = load_recipe(recipe_of(tmp_path, num_steps=2))
-    documents = list(read_documents(sources_of(recipe)))
+    documents = list(read_documents(corpus_sources(recipe)))
     by_source = [sum(document.num_bytes for document in documents if document.source == at) for at in range(4)]
     assert all(100_000 <= size < 110_000 for size in by_source)
     assert len({document.digest for document in documents}) == len(documents)

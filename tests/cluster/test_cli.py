@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -148,6 +149,37 @@ def test_a_dry_run_of_one_stage_shows_that_stage(recipe_file: Path) -> None:
     plan = json.loads(tenfold("ppo", recipe_file, "ppo.num_steps=7", "--dry-run", "--json").stdout)
     assert [stage["stage"] for stage in plan["stages"]] == ["ppo"]
     assert plan["stages"][0]["what"].startswith("7 steps")
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sft"])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("none.jsonl", None, "matches no file"),
+        ("empty.jsonl", b"", "no document|no conversation"),
+        ("binary.jsonl", b"\x80\x81\x00", "binary.jsonl, line 1: not UTF-8"),
+        ("other.jsonl", b'{"words": "a"}\n', "other.jsonl, line 1"),
+    ],
+)
+def test_text_that_no_model_can_be_made_of_is_told_before_anything_is_begun(
+    recipe_file: Path, tmp_path: Path, command: str, name: str, content: bytes | None, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    words = [command, recipe_file, f"{command}.sources=[{{path: {tmp_path / name}}}]"]
+    plan = json.loads(tenfold(*words, "--dry-run", "--json").stdout)
+    assert any(re.search(told, line) for line in plan["missing"])
+    result = tenfold(*words)
+    assert result.exit_code == 2 and re.search(told, result.output.replace("\n", " "))
+    assert "start Ray" not in result.output and not list(tmp_path.glob("runs/*/wandb"))
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sft"])
+def test_a_recipe_without_text_is_told_before_anything_is_begun(recipe_file: Path, command: str) -> None:
+    assert f"{command}: the recipe names no" in tenfold(command, recipe_file, "--dry-run").output
+    result = tenfold(command, recipe_file)
+    assert result.exit_code == 2 and f"{command}: the recipe names no" in result.output
+    assert "start Ray" not in result.output
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])

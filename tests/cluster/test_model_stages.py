@@ -18,6 +18,7 @@ from rlhf.disk import file_hash
 from rlhf.errors import StoreError
 from tests.recipes import WORDS, tiny_recipe
 
+CONSTANT = {"lr": 3e-3, "warmup_steps": 0, "schedule": "constant"}
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]
 
 
@@ -95,7 +96,7 @@ def test_a_domain_adapter_goes_from_sft_through_ppo_to_plain_peft_on_an_unchange
         tmp_path,
         stages=["sft", "sample", "ppo"],
         adapter="law",
-        sft={"sources": [{"path": str(pairs)}], "max_text_tokens": 64, "batch_texts": 8, "optimizer": {"lr": 3e-3}},
+        sft={"sources": [{"path": str(pairs)}], "max_text_tokens": 64, "batch_texts": 8, "optimizer": CONSTANT},
         ppo={"score": "rules", "num_steps": 2, "advantage": "group", "kl": {"where": "loss"}},
         tracker={"mode": "disabled"},
     )

@@ -35,6 +35,15 @@ def test_a_recipe_is_read_and_the_rest_are_defaults(recipe_file: Path):
     assert (recipe.name, recipe.rules[0].name, recipe.ppo.num_steps) == ("a", "short", 100)
 
 
+def test_a_section_that_is_named_in_part_keeps_the_rest_of_its_default(recipe_file: Path):
+    whole = load_recipe(recipe_file)
+    part = load_recipe(recipe_file, ["pretrain.optimizer.lr=1e-3", "sft.optimizer.lr=1e-3", "ppo.optimizer.eps=1e-6"])
+    assert part.pretrain.optimizer == whole.pretrain.optimizer.model_copy(update={"lr": 1e-3})
+    assert part.sft.optimizer == whole.sft.optimizer.model_copy(update={"lr": 1e-3})
+    assert part.ppo.optimizer == whole.ppo.optimizer.model_copy(update={"eps": 1e-6})
+    assert whole.pretrain.optimizer.schedule == whole.sft.optimizer.schedule == "cosine"  # not AdamW's own default
+
+
 def test_overrides_are_yaml_and_reach_every_depth(recipe_file: Path):
     overrides = [
         "seed=7",

@@ -169,6 +169,8 @@ def test_a_bad_row_is_told_with_file_and_line(tmp_path: Path):
     [
         ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt"', "line 2: not valid JSON.*Mend or remove"),
         ("a.jsonl", b'{"prompt": "\xff"}', "line 1: not UTF-8"),
+        ("a.jsonl", b"[" * 100_000, "line 1: .*deeper than.*Mend or remove"),
+        ("a.json", b"[" * 100_000, "deeper than.*one list of rows"),
         ("a.json", b'[\n{"prompt": "a",\n}]', "line 3: not valid JSON.*one list of rows"),
         ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', r"line 2: not valid JSON.*Name it \.jsonl"),
         ("a.json", b'{"data": []}', "holds a dict with data.*one list of rows"),

@@ -115,6 +115,7 @@ def test_a_byte_that_is_no_text_is_told_with_its_line_in_a_long_file(tmp_path: P
     ("row", "told"),
     [
         ('{"text": "b"', "not valid JSON"),
+        ('{"text": ' + "[" * 100_000, "deeper than"),
         ({"body": "b", "n": 1}, r"no `text` \(found: body, n\)"),
         ({"text": None}, "no `text`"),
         (["b"], "found: a list"),

@@ -84,6 +84,19 @@ def test_a_run_that_holds_nothing_yet_takes_any_recipe(store: RunStore):
     assert load_recipe(store.folder / "recipe.yaml").seed == 9
 
 
+def test_what_was_made_of_a_recipe_that_is_replaced_goes_with_it(store: RunStore):
+    made = [store.folder / "tokenizer" / "tokenizer.json", store.folder / "start" / "pretrain" / "config.json"]
+    for path in made:
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    with opened_again(store) as again:
+        again.take_change()
+    assert all(path.exists() for path in made)  # the recipe is the same
+    with opened_again(store, seed=9) as again:
+        again.take_change()
+    assert not any(path.exists() for path in made)
+
+
 def test_a_refused_opening_leaves_the_lock_free(store: RunStore):
     store.append_groups("sample", 0, [group()])
     with pytest.raises(StoreError), opened_again(store, seed=9):
