@@ -274,6 +274,12 @@ def _targets(model: Any, lora: LoraConfig) -> list[str]:
                 limit=f"It has {', '.join(sorted(linear))}.",
                 remedy=f"Did you mean {' or '.join(near)}?" if near else "Choose among these, or all-linear.",
             )
+        if linear[target] and output.weight is model.get_input_embeddings().weight:
+            raise ModelError(
+                f"lora.targets: {target!r} is the output layer, whose weights are the embedding's in this model.",
+                limit="An adapter on one of the two could not be merged into both.",
+                remedy="Leave it out, or take all-linear, which never has it.",
+            )
     return sorted(lora.targets)
 
 

@@ -28,12 +28,14 @@ def check_early(recipe: Recipe, stages: Sequence[Stage], *, has_prompts: bool) -
     from rlhf.remote_score import check_score_servers
     from rlhf.rules import RuleScorer
     from rlhf.sources import read_items
+    from rlhf.templates import check_template
 
     if recipe.adapter_from and "sft" not in recipe.stages:
         starting_adapter(recipe)
     if "pretrain" in stages:
         check_corpus(corpus_sources(recipe))
     if "sft" in stages:
+        check_template(recipe, stages)
         check_conversations(conversation_sources(recipe))
         if "pretrain" in stages:  # which takes long: what comes after it is read to its end now
             load_conversations(conversation_sources(recipe), recipe.sft.held_out, recipe.sft.system)

@@ -37,6 +37,10 @@ def preview(recipe: Recipe, only: Sequence[Stage] | None = None) -> Preview:
     if recipe.rules:
         RuleScorer(recipe.rules)
     stages, folder = only or recipe.stages, Path(recipe.runs) / recipe.name
+    if "sft" in stages:
+        from rlhf.templates import check_template  # transformers takes seconds to import
+
+        check_template(recipe, stages)
     missing: list[str] = []
     ahead = foreseen(recipe, stages)
     recipe = ahead.recipe

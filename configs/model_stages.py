@@ -6,9 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.section import OptimizerConfig, Positive, Section, Share
+from configs.section import OptimizerConfig, Positive, Section
 
-Weight = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(gt=0, le=1000)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # what is left is trained on
 SERVED_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # by vLLM's kernels, on CPUs and GPUs alike
 SAMPLE_LIMIT = 100_000_000
 
@@ -60,7 +61,7 @@ class PretrainConfig(Section):
     tokenizer: str | None = None  # a folder with one that is there; None: train one, or that of model.path
     tokenizer_sample_bytes: Annotated[int, Field(gt=0, le=SAMPLE_LIMIT)] = 32_000_000  # some 100 bytes of memory each
     cache: str | None = None  # the folder of tokenised corpora; None: token-cache in the folder of run folders
-    held_out: Share = 0.01  # of the documents, for bits per byte
+    held_out: Part = 0.01  # of the documents, for bits per byte
     epochs: Annotated[float, Field(gt=0)] = 1.0
     num_steps: Positive | None = None  # in place of epochs
     batch_rows: Positive = 32  # rows of an update, over all workers
@@ -87,7 +88,7 @@ class SFTConfig(Section):
     system: str | None = None  # a system message put before each conversation that has none
     template: str | None = None  # a named chat template, for a base without one
     train: Literal["full", "lora"] = "lora"
-    held_out: Share = 0.05  # of the prompts
+    held_out: Part = 0.05  # of the prompts
     max_text_tokens: Positive = 1024
     long: Literal["drop", "cut", "stop"] = "drop"  # what becomes of longer conversations
     epochs: Positive = 1

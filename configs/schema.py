@@ -34,7 +34,7 @@ class LoraConfig(Section):
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
 
 
 class LearnerConfig(Section):

@@ -55,7 +55,7 @@ class ChatTokenizer:
         """
         text = self.render(messages, generation_prompt=True)
         for message in (*(m for m in messages if m.role == "system"), messages[-1]):
-            if message.content.strip() not in text:
+            if is_left_out(message, messages, text):
                 raise ModelError(
                     f"The chat template of {self._path} leaves out the {message.role} message "
                     f"{_shorten(message.content)!r}.",
@@ -155,6 +155,17 @@ def _remedy(messages: Sequence[Message]) -> str:
     if any(message.role == "system" for message in messages):
         return "Leave data.system out and remove system messages from the prompts, or take a model that knows them."
     return "Let user and assistant take turns, user first and last, or take a model whose template allows this."
+
+
+def is_left_out(message: Message, messages: Sequence[Message], text: str) -> bool:
+    """Whether the text that a template made of `messages` lacks this one of them.
+
+    A system message must be there beside those that hold the same words; of others it is asked whether their words are.
+    """
+    content = message.content.strip()
+    if message.role != "system" or not content:
+        return content not in text
+    return text.count(content) < sum(m.content.count(content) for m in messages if m.role != "assistant")
 
 
 def first_line(error: Exception) -> str:

@@ -293,7 +293,9 @@ def _parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
 def _field(where: str, field: str, value: object, found: str) -> str:
     if isinstance(value, str):
         return value
-    problem = f"no `{field}` (found: {found})" if value is None else f"`{field}` is a {type(value).__name__}, no text"
+    problem = (
+        f"no text in `{field}` (found: {found})" if value is None else f"`{field}` is a {type(value).__name__}, no text"
+    )
     raise DataError(
         f"{where}: {problem}.",
         limit=f"Each row has its text in `{field}`.",

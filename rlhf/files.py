@@ -51,8 +51,9 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
                 if line.strip():
                     yield f"line {number}", json.loads(line.decode("utf-8-sig"))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        broken = "line" if isinstance(error, ValueError | RecursionError) else "file"
         raise DataError(
-            f"{path}, line {max(number, 1)}: {reason_of(error)}.", remedy="Mend or remove the line."
+            f"{path}, line {max(number, 1)}: {reason_of(error)}.", remedy=f"Mend or remove the {broken}."
         ) from error
 
 

@@ -72,11 +72,15 @@ def read_row(where: str, row: object) -> tuple[str, Conversation]:
         messages = given + _side(where, "completion", row["completion"], "assistant")
     else:
         messages = _alpaca(where, row)
+    if system := _system(where, row):
+        messages, given = [system, *messages], [system, *given] if given else given
+    if row.get("history"):
+        raise _bad(where, "`history` is a format that is not known", "Write the whole conversation as `messages`.")
     if not any(message.role == "assistant" for message in messages[len(given) :]):
         raise _bad(where, "there is no assistant turn, so nothing can be learned")
     _check_order(where, messages)
     learned_apart = any(message.role == "assistant" for message in given)
-    used = (*FORMATS[name], *_OPTIONAL.get(name, ()))
+    used = (*FORMATS[name], *_OPTIONAL.get(name, ()), "system")
     extra = {
         str(key): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for key, value in row.items()
@@ -158,13 +162,27 @@ def _alpaca(where: str, row: Mapping[str, object]) -> list[Message]:
     return [user, _message(where, "output", {"role": "assistant", "content": row["output"]})]
 
 
+def _system(where: str, row: Mapping[str, object]) -> Message | None:
+    """The system message of a row that has it in a field of its own."""
+    content = row.get("system")
+    if content is None or content == "":
+        return None
+    return _message(where, "system", {"role": "system", "content": content})
+
+
 def _message(where: str, name: str, turn: object) -> Message:
     if not isinstance(turn, dict):
         raise _bad(where, f"`{name}` is {_show(turn)}")
     role, content = turn.get("role"), turn.get("content")
+    if role is None and "from" in turn:
+        raise _bad(where, f"`{name}` has no role", "Write `role` for `from`, and `content` for `value`.")
     if role not in ROLES:
         other = _OTHER_ROLES.get(str(role).lower())
         raise _bad(where, f"`{name}` has the role {_show(role)}", f"Write {other!r} for {role!r}." if other else "")
+    if turn.get("tool_calls"):
+        raise _bad(
+            where, f"`{name}` holds tool_calls, which are not learned", "Write the call as text, or remove the row."
+        )
     if not isinstance(content, str):
         raise _bad(where, f"the content of `{name}` is no text: {_show(content)}")
     if not content.strip():

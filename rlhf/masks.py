@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from rlhf.chat import ChatTokenizer
+from rlhf.chat import ChatTokenizer, is_left_out
 from rlhf.errors import DataError, ModelError, TenfoldError
 from rlhf.formats import Conversation
 from rlhf.records import Message
@@ -164,7 +164,7 @@ def _turn(messages: Sequence[Message], index: int, chat: ChatTokenizer) -> tuple
 def _check_nothing_left_out(messages: Sequence[Message], prompt: str) -> None:
     # Earlier answers may be changed (their reasoning is dropped): then they belong to another text.
     for message in messages:
-        if message.role != "assistant" and message.content.strip() not in prompt:
+        if message.role != "assistant" and is_left_out(message, messages, prompt):
             system = message.role == "system"
             raise ModelError(
                 f"The chat template leaves out the {message.role} message {_shorten(message.content)!r}.",

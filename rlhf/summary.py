@@ -2,8 +2,8 @@
 
 It is made from the results that the stages left in the run store. Any of these keys may be missing:
 
-    pretrain  num_steps, num_documents, num_corpus_tokens, first_bits_per_byte, bits_per_byte,
-              samples ([[given, written]])
+    pretrain  num_steps, num_tokens (that were read), num_documents, num_corpus_tokens, first_bits_per_byte,
+              bits_per_byte, samples ([[given, written]])
     sft       num_steps, num_texts, num_dropped, first_held_out_loss, held_out_loss, samples, result (name of the model)
     sample    num_prompts, num_answers, num_tokens, tokens_per_s, mean_length, ended_ratio, round (0 the first)
     rank      judge, num_groups, num_tied_groups; of people: num_people, num_rankings, num_disagreed, num_closed,
@@ -88,8 +88,9 @@ def _stages(results: Mapping[str, Results]) -> RenderableType:
 
 def _pretrain(found: Results) -> str:
     return (
-        f"A model learned to continue {_value(found, 'num_documents', _count)} documents, "
-        f"{_value(found, 'num_corpus_tokens', _count)} tokens, in {_value(found, 'num_steps', _count)} steps. Held-out "
+        f"A model learned to continue text: {_value(found, 'num_tokens', _count)} tokens in "
+        f"{_value(found, 'num_steps', _count)} steps, of a corpus of {_value(found, 'num_documents', _count)} "
+        f"documents and {_value(found, 'num_corpus_tokens', _count)} tokens. Held-out "
         f"bits per byte: {_value(found, 'first_bits_per_byte', _fine)} at the first look, "
         f"{_value(found, 'bits_per_byte', _fine)} at the end."
     )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
+from configs.schema import Recipe, Stage
 from rlhf.chat import ChatTokenizer, first_line, read_json
 from rlhf.disk import to_json, write_file
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, RecipeError
+from rlhf.tokenizer import SpecialTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,63 @@ class Given:
         return max(0, self.num_tokens - self.num_embeddings)
 
 
+def check_template(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Nothing, if `sft` can have the template that the recipe names, as far as the recipe alone tells.
+
+    What `pretrain` is to make before it is known so far: without `pretrain.tokenizer` it has a tokenizer of ours.
+    Raises ModelError, RecipeError.
+    """
+    config = recipe.sft
+    if config.template is not None:
+        template = named_template(config.template)
+        if recipe.adapter:
+            raise RecipeError(
+                f"adapter={recipe.adapter} with sft.template={config.template}: a named adapter leaves its base as it "
+                "is, and so without a template.",
+                remedy="Align the base once with that template, without `adapter`; put adapters on what comes out.",
+            )
+    if "pretrain" not in stages or recipe.pretrain.sizes is None or recipe.pretrain.tokenizer:
+        return
+    if config.template is None:
+        adapter = f" A named adapter (adapter={recipe.adapter}) cannot bring one." if recipe.adapter else ""
+        raise RecipeError(
+            f"sft: the model that `pretrain` makes has no chat template.{adapter}",
+            limit=f"Known are {', '.join(TEMPLATES)}.",
+            remedy="Align the base first, with sft.template and without `adapter`, in a run of its own."
+            if recipe.adapter
+            else "Name one: sft.template=roles.",
+        )
+    added = [token for token in template.tokens if token not in SpecialTokens().all]
+    if added and config.train == "lora":
+        raise _untrained(config.template, added)
+
+
+def refuse_untrained(name: str, given: Given, train: str) -> None:
+    """Raises ModelError where LoRA would leave new tokens without an embedding that was ever learned."""
+    if given.num_new_embeddings and train == "lora":
+        raise _untrained(name, given.added)
+
+
+def _untrained(name: str, added: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"sft.template={name} adds the tokens {', '.join(added)}, for which the model has no embedding.",
+        limit="LoRA leaves the embeddings as they are, so they would never be learned.",
+        remedy="Set sft.train=full, or take the template `plain`, which adds none.",
+    )
+
+
+def named_template(name: str) -> Template:
+    """The template of that name. Raises ModelError."""
+    if name not in TEMPLATES:
+        near = difflib.get_close_matches(name, TEMPLATES, n=1)
+        raise ModelError(
+            f"There is no chat template named {name!r}.",
+            limit=f"Known are {', '.join(TEMPLATES)}.",
+            remedy=f"Did you mean {near[0]}?" if near else "Name one of them.",
+        )
+    return TEMPLATES[name]
+
+
 def give_template(tokenizer: PreTrainedTokenizerBase, name: str, num_embeddings: int) -> Given:
     """What the tokenizer got: it now has the template `name`, the tokens of it, and its end of a turn as EOS.
 
@@ -86,14 +145,7 @@ def give_template(tokenizer: PreTrainedTokenizerBase, name: str, num_embeddings:
     Raises ModelError: an unknown name, another template in the tokenizer, no end of text where the template takes the
     tokenizer's, a vocabulary that is larger than the embedding before anything was added.
     """
-    if name not in TEMPLATES:
-        near = difflib.get_close_matches(name, TEMPLATES, n=1)
-        raise ModelError(
-            f"There is no chat template named {name!r}.",
-            limit=f"Known are {', '.join(TEMPLATES)}.",
-            remedy=f"Did you mean {near[0]}?" if near else "Name one of them.",
-        )
-    template = TEMPLATES[name]
+    template = named_template(name)
     jinja = ("{{ bos_token }}" if _puts_bos(tokenizer) else "") + template.jinja
     if tokenizer.chat_template not in (None, "", jinja):
         raise ModelError(

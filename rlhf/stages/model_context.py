@@ -72,6 +72,12 @@ def follow(context: ModelContext, job: Job, headline: str) -> Followed:
     Raises StageLeft once the workers have saved, where the stage is to leave before.
     """
     followed, stage = Followed(), job.stage
+    optimizer = context.recipe.pretrain.optimizer if stage == "pretrain" else context.recipe.sft.optimizer
+    if optimizer.warmup_steps >= job.num_steps:
+        context.console.warn(
+            f"{stage}: with {stage}.optimizer.warmup_steps={optimizer.warmup_steps} and {job.num_steps} steps in all "
+            f"the rate never comes to lr={optimizer.lr:g}. Lower the warm-up, or train for longer."
+        )
     context.store.open_checkpoints(stage)
     with context.console.task(stage, total=job.num_steps, unit="steps") as task:
         at, leaves = 0, False

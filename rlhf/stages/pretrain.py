@@ -54,6 +54,7 @@ def run(context: ModelContext) -> dict[str, object]:
     measured = [row["pretrain/bits_per_byte"] for row in context.store.metrics("pretrain") if has_bits(row)]
     return {
         "num_steps": num_steps,
+        "num_tokens": num_steps * config.batch_rows * config.row_tokens,
         "num_documents": len(cache),
         "num_corpus_tokens": cache.num_tokens,
         "num_corpus_bytes": cache.num_bytes,

@@ -16,7 +16,7 @@ from rlhf.masks import TrainedTexts, make_texts
 from rlhf.packing import pack
 from rlhf.rows import MicroBatch
 from rlhf.stages.model_context import ModelContext, follow
-from rlhf.templates import check_vocabulary, write_template
+from rlhf.templates import check_template, check_vocabulary, refuse_untrained, write_template
 from rlhf.text_stream import Example, TextStream, examples_of, share
 from rlhf.training import Job, Opening
 
@@ -116,22 +116,11 @@ def find_words(context: ModelContext) -> tuple[Path, int | None]:
     if recipe.sft.template is None:
         check_vocabulary(AutoTokenizer.from_pretrained(str(base)), AutoConfig.from_pretrained(str(base)).vocab_size)
         return base, None
-    if recipe.adapter:
-        raise RecipeError(
-            f"adapter={recipe.adapter} with sft.template={recipe.sft.template}: a named adapter leaves its base as it "
-            "is, and so without a template.",
-            remedy="Align the base once with that template, without `adapter`; put adapters on what comes out.",
-        )
+    check_template(recipe, ("sft",))
     words = context.store.folder / START
     words.parent.mkdir(parents=True, exist_ok=True)
     given = write_template(base, recipe.sft.template, words)
-    if given.num_new_embeddings and recipe.sft.train == "lora":
-        raise ModelError(
-            f"sft.template={recipe.sft.template} adds the tokens {', '.join(given.added)}, for which the model has no "
-            "embedding.",
-            limit="LoRA leaves the embeddings as they are, so they would never be learned.",
-            remedy="Set sft.train=full, or take the template `plain`, which adds none.",
-        )
+    refuse_untrained(recipe.sft.template, given, recipe.sft.train)
     return words, given.num_tokens if given.num_new_embeddings else None
 
 

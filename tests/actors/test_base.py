@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from actors.base import Base
@@ -139,6 +139,18 @@ def test_all_linear_means_every_layer_but_the_output(tiny_model: Path):
 def test_a_layer_that_does_not_exist_is_named_with_the_nearest(tiny_model: Path):
     with pytest.raises(ModelError, match=r"no linear layer 'q_prj'.*Did you mean q_proj"):
         make_base(tiny_model, targets=("q_prj",))
+
+
+def test_an_output_layer_that_is_the_embedding_too_is_no_target(tiny_model: Path, tmp_path: Path):
+    make_base(tiny_model, targets=("q_proj", "lm_head"))
+    tied = shutil.copytree(tiny_model, tmp_path / "tied")
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    weights = load_file(tied / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lora\.targets: 'lm_head' is the output layer.*all-linear"):
+        make_base(tied, targets=("q_proj", "lm_head"))
 
 
 def test_a_folder_that_is_missing_or_holds_no_model_is_refused(tmp_path: Path):

@@ -44,6 +44,20 @@ def test_a_section_that_is_named_in_part_keeps_the_rest_of_its_default(recipe_fi
     assert whole.pretrain.optimizer.schedule == whole.sft.optimizer.schedule == "cosine"  # not AdamW's own default
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("pretrain.held_out=1", "pretrain.held_out"),
+        ("sft.held_out=1.0", "sft.held_out"),
+        ("pretrain.sources=[{path: a, weight: 1.0e+30}]", "weight"),
+        ("sft.sources=[{path: a, weight: 0}]", "weight"),
+        ("lora.targets=[]", "lora.targets"),
+    ],
+)
+def test_a_value_that_would_leave_nothing_to_train_is_refused(recipe_file: Path, override: str, told: str):
+    assert told in refusal(recipe_file, override)
+
+
 def test_overrides_are_yaml_and_reach_every_depth(recipe_file: Path):
     overrides = [
         "seed=7",

@@ -104,6 +104,15 @@ def test_a_template_that_drops_system_messages_is_caught(tmp_path: Path):
         chat.prompt([Message("system", "Be brief."), *HI])
 
 
+def test_a_system_message_that_is_dropped_is_caught_where_the_user_says_the_same_words(tmp_path: Path):
+    deaf = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + eos_token }}{% endfor %}"
+    chat = ChatTokenizer(tokenizer_with(tmp_path, deaf))
+    with pytest.raises(ModelError, match="leaves out the system message 'Be brief'"):
+        chat.prompt([Message("system", "Be brief"), Message("user", "Be brief, will you?")])
+    heard = ChatTokenizer(tokenizer_with(tmp_path, deaf.replace(" if m['role'] != 'system'", "")))
+    heard.prompt([Message("system", "Be brief"), Message("user", "Be brief, will you?")])
+
+
 def test_a_template_that_cannot_be_parsed_is_told(tmp_path: Path):
     with pytest.raises(ModelError, match="fails on messages"):
         ChatTokenizer(tokenizer_with(tmp_path, "{% for m in messages %}"))

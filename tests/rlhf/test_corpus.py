@@ -116,8 +116,8 @@ def test_a_byte_that_is_no_text_is_told_with_its_line_in_a_long_file(tmp_path: P
     [
         ('{"text": "b"', "not valid JSON"),
         ('{"text": ' + "[" * 100_000, "deeper than"),
-        ({"body": "b", "n": 1}, r"no `text` \(found: body, n\)"),
-        ({"text": None}, "no `text`"),
+        ({"body": "b", "n": 1}, r"no text in `text` \(found: body, n\)"),
+        ({"text": None}, "no text in `text`"),
         (["b"], "found: a list"),
         ({"text": 3}, "`text` is a int"),
         ('{"text": "\\ud83d"}', "half a character"),
@@ -131,9 +131,9 @@ def test_a_malformed_row_is_told_with_its_line(tmp_path: Path, row: object, told
 def test_a_parquet_file_without_the_column_or_with_an_empty_cell_is_refused(tmp_path: Path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["x", None]}), path)
-    with pytest.raises(DataError, match=r"a\.parquet, row 2: no `text`"):
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: no text in `text`"):
         texts(Source(str(path)))
-    with pytest.raises(DataError, match=r"no `body` \(found: text\)"):
+    with pytest.raises(DataError, match=r"no text in `body` \(found: text\)"):
         texts(Source(str(path), field="body"))
 
 

@@ -41,6 +41,21 @@ def test_other_fields_are_kept_as_texts():
     assert read(row).extra == {"prompt": "a prompt beside messages", "id": "7", "tags": '["x"]'}
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TURNS},
+        {"prompt": "Hi", "completion": "Hello"},
+        {"instruction": "Hi", "output": "Hello", "history": []},
+    ],
+)
+def test_a_system_message_may_stand_in_a_field_of_its_own(row: dict[str, object]):
+    assert read(row | {"system": "Be brief."}).messages == (Message("system", "Be brief."), *HELLO)
+    assert read(row | {"system": ""}).messages == HELLO
+    more = {"prompt": [*TURNS, {"role": "user", "content": "Why?"}], "completion": "So.", "system": "Be brief."}
+    assert read(more).num_given == 4
+
+
 def test_answers_in_a_prompt_are_given_and_those_in_messages_are_learned():
     more = [*TURNS, {"role": "user", "content": "Why?"}]
     given = read({"prompt": more, "completion": "So."})
@@ -88,7 +103,11 @@ def turns(*roles: str) -> dict[str, object]:
         (turns("user", "assistant", "user"), "last message is of the role user"),
         (turns("human", "gpt"), r"`messages\[0\]` has the role 'human'"),
         (turns("user", "tool"), r"`messages\[1\]` has the role 'tool'"),
-        ({"messages": [{"from": "human", "value": "Hi"}]}, "has the role None"),
+        ({"messages": [{"from": "human", "value": "Hi"}]}, r"`messages\[0\]` has no role"),
+        ({"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "tool_calls"),
+        ({"instruction": "Hi", "output": "a", "history": [["b", "c"]]}, "`history`"),
+        ({"prompt": "Hi", "completion": "a", "system": 3}, "content of `system` is no text: 3"),
+        ({"system": "Be brief.", **turns("system", "user", "assistant")}, "message 2 is of the role system"),
         ({"messages": []}, r"`messages` is \[\]"),
         ({"messages": "Hi"}, "`messages` is 'Hi'"),
         ({"messages": ["Hi"]}, r"`messages\[0\]` is 'Hi'"),

@@ -2,20 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from rlhf.chat import ChatTokenizer
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, RecipeError
 from rlhf.formats import Conversation
 from rlhf.masks import tokenise
 from rlhf.records import Message
-from rlhf.templates import TEMPLATES, check_vocabulary, give_template, num_tokens, write_template
+from rlhf.templates import TEMPLATES, check_template, check_vocabulary, give_template, num_tokens, write_template
+from tests.recipes import merged, tiny_recipe
 from tests.rlhf.test_chat import id_of
 from tests.tiny import BOS, EOS, ROLES, make_tiny_tokenizer
 
 SIZE = 256 + 3 + len(ROLES)  # bytes, BOS, EOS, PAD, roles
+SIZES = {"hidden_size": 64, "num_layers": 2, "num_heads": 2}
 TALK = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Why?"))
 
 
@@ -156,3 +159,36 @@ def test_a_folder_that_is_no_base_is_refused(tmp_path: Path):
 def test_the_size_of_a_model_with_more_than_text_is_found(tmp_path: Path):
     base = make_base(tmp_path / "base", vocab_size=None, text_config={"vocab_size": SIZE})
     assert write_template(base, "plain", tmp_path / "given").num_embeddings == SIZE
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sft": {"template": "role"}}, "no chat template named 'role'.*Did you mean roles"),
+        ({"sft": {}}, "has no chat template.*sft.template=roles"),
+        ({"sft": {}, "adapter": "law"}, "adapter=law.*a run of its own"),
+        ({"sft": {"template": "roles"}, "adapter": "law"}, "leaves its base as it is"),
+        (
+            {"sft": {"template": "chatml", "train": "lora"}},
+            r"adds the tokens <\|im_start\|>.*sft.train=full",
+        ),
+        ({"sft": {"template": "roles", "train": "lora"}}, None),
+        ({"sft": {"template": "chatml", "train": "full"}}, None),
+        ({"sft": {}, "pretrain": {"tokenizer": "elsewhere"}}, None),
+    ],
+)
+def test_what_a_template_lacks_after_pretraining_is_told_before_it(
+    tmp_path: Path, changes: dict[str, Any], told: str | None
+):
+    texts = {"sources": [{"path": "texts.jsonl"}]}
+    recipe = tiny_recipe(
+        "",
+        tmp_path,
+        stages=["pretrain", "sft"],
+        **merged({"pretrain": {"sizes": SIZES} | texts, "sft": texts}, changes),
+    )
+    if told is None:
+        check_template(recipe, recipe.stages)
+        return
+    with pytest.raises((ModelError, RecipeError), match=told):
+        check_template(recipe, recipe.stages)

@@ -77,6 +77,15 @@ def test_an_epoch_is_as_many_updates_as_its_tokens_fill(corpus: Path):
     assert stream.epoch == pytest.approx(2.0, abs=0.15)
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(5, True), (4, False)])
+def test_a_warm_up_that_the_run_never_leaves_is_told(corpus: Path, warmup: int, warned: bool):
+    asked = recipe(corpus, num_steps=5, optimizer={"warmup_steps": warmup})
+    with model_context(asked) as (context, _):
+        pretrain.run(context)
+    said: list[str] = context.console.warned  # type: ignore[attr-defined]
+    assert any("warmup_steps=5 and 5 steps" in text for text in said) == warned
+
+
 def test_bits_per_byte_are_nats_over_the_bytes_of_the_held_out_texts(corpus: Path):
     with model_context(recipe(corpus)) as (context, crew):
         pretrain.run(context)
