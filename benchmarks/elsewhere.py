@@ -114,7 +114,11 @@ def write_task(folder: Path) -> Path:
     """The folder of lm-eval's task: 20 questions about which word comes next."""
     words = ("sea", "wind", "stone", "river", "light", "cloud", "tree", "bird", "fire", "night")
     rows = [
-        {"given": f"the {word}, the {word}, the", "choices": [f" {word}", f" {words[i - 1]}"], "right": 0}
+        {
+            "given": f"the {word}, the {word}, the",
+            "choices": [f" {word}", f" {words[(i - 1) % len(words)]}"],
+            "right": 0,
+        }
         for i, word in enumerate(words * 2)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
