@@ -36,7 +36,8 @@ MAY_DIFFER = (
 ONLY_BITS = ("cluster.", "learner.")
 OF_SIZE = ("cluster", "learner", "generator")  # the sections that hang on how many GPUs there are
 # What all that a run holds is made of: another value is another run.
-NEVER = ("seed", "data.", "sampling.n", "lora.", "adapter", "pretrain.", "sft.")
+NEVER = ("seed", "data.", "sampling.n", "lora.", "adapter", "pretrain.")
+OF_SFT = "sft."  # the same, once `sft` or what stands on it has begun
 
 
 class Session(TypedDict):
@@ -108,7 +109,8 @@ def open_manifest(folder: Path, recipe: Recipe, accept: Sequence[str] = ()) -> t
             wanted[START] = f"{START}: {start[:12]} -> {start_is[:12]} ({recipe.adapter_from} holds another adapter)"
     start_is = (start_is or start) if recipe.adapter_from else None
     if not _is_empty(folder, manifest):
-        _check(folder, wanted, accept)
+        never = (*NEVER, OF_SFT) if _has_begun(folder, manifest) else NEVER
+        _check(folder, wanted, accept, never)
     if not lines and base == (now_is or base) and start == start_is:
         return manifest, None
     kept = recipe.model_copy(update={"name": before.name, "runs": before.runs})  # the folder may have been renamed
@@ -124,6 +126,8 @@ def take_change(folder: Path, manifest: Manifest, change: Change) -> None:
     if _is_empty(folder, manifest):  # so they were made of another recipe, and nothing hangs on them
         for name in BEGINNINGS:
             shutil.rmtree(folder / name, ignore_errors=True)
+    if any(line.startswith(OF_SFT) for line in change.lines):  # it has not begun
+        shutil.rmtree(folder / "start" / "sft", ignore_errors=True)
     write_file(folder / RECIPE, dump_recipe(change.recipe).encode())
     manifest["base"], manifest["adapter"] = change.base, change.adapter
     if change.lines:
@@ -213,9 +217,16 @@ def _is_empty(folder: Path, manifest: Manifest) -> bool:
     return not manifest["stages"] and not any(any(folder.glob(pattern)) for pattern in held)
 
 
-def _check(folder: Path, differences: Mapping[str, str], accept: Sequence[str]) -> None:
-    """Raises StoreError for differences that are not accepted, or cannot be."""
-    fixed = [key for key in differences if key.startswith(NEVER)]
+def _has_begun(folder: Path, manifest: Manifest) -> bool:
+    """Whether anything but `pretrain` has: then what is there may come of `sft`."""
+    held = ("samples/*", f"{JOURNALS}/*", "prompts.jsonl", "rankings.db")
+    others = [path for path in folder.glob("checkpoints/*/*") if path.parent.name != "pretrain"]
+    return bool(set(manifest["stages"]) - {"pretrain"} or others or any(any(folder.glob(p)) for p in held))
+
+
+def _check(folder: Path, differences: Mapping[str, str], accept: Sequence[str], never: tuple[str, ...]) -> None:
+    """Raises StoreError for differences that are not accepted, or are of keys that can `never` be."""
+    fixed = [key for key in differences if key.startswith(never)]
     refused = [key for key in differences if key in fixed or not _names(key, accept)]
     if refused:
         raise StoreError(

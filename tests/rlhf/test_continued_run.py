@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs.load import absolute, load_recipe
+from configs.schema import Recipe
 from rlhf.errors import StoreError
 from rlhf.fingerprint import adapter_fingerprint, fingerprint
 from rlhf.store import RunStore
@@ -107,3 +108,29 @@ def test_the_start_is_kept_by_its_absolute_path(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert absolute(recipe(adapter_from="law")).adapter_from == str(tmp_path / "law")
     assert absolute(recipe()).adapter_from is None
+
+
+def of_sft(**keys: object) -> Recipe:
+    return recipe(sft={"sources": [{"path": "pairs.jsonl"}]} | keys)
+
+
+def test_what_sft_is_to_do_can_be_accepted_until_it_begins(tmp_path: Path):
+    with RunStore.open(tmp_path, of_sft()) as store:
+        store.finish("pretrain", {"num_steps": 1})
+        words = store.folder / "start" / "sft" / "tokenizer.json"
+        words.parent.mkdir(parents=True)
+        words.write_text("{}")
+    with pytest.raises(StoreError, match=r"(?s)sft.template: None -> roles.*--accept sft.template"):
+        RunStore.open(tmp_path, of_sft(template="roles"))
+    with RunStore.open(tmp_path, of_sft(template="roles"), accept=("sft",)) as store:
+        store.take_change()
+        assert store.done("pretrain") and not words.exists()
+        store.finish("sft", {"num_steps": 1})
+    with pytest.raises(StoreError, match=r"sft.template cannot change within a run"):
+        RunStore.open(tmp_path, of_sft(template="plain"), accept=("sft",))
+
+
+def test_what_sft_was_to_do_cannot_change_under_answers(tmp_path: Path):
+    begin(tmp_path, None)
+    with pytest.raises(StoreError, match=r"sft\.template cannot change within a run"):
+        RunStore.open(tmp_path, of_sft(template="roles"), accept=("sft", "stages"))
