@@ -36,8 +36,12 @@ for name in ("rlhf", "actors", "cluster", "configs"):
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-ids = tokenizer(text, return_tensors="pt")["input_ids"]
-written = model.generate(ids, max_new_tokens=num, do_sample=False, pad_token_id=0, eos_token_id=None)
+asked = tokenizer(text, return_tensors="pt")
+ids = asked["input_ids"]
+# With its mask: without one, `generate` takes a BOS that is the padding token too for padding.
+written = model.generate(
+    ids, attention_mask=asked["attention_mask"], max_new_tokens=num, do_sample=False, pad_token_id=0, eos_token_id=None
+)
 plain = written[0, ids.shape[1]:].tolist()
 from vllm import LLM, SamplingParams
 engine = LLM(
