@@ -112,8 +112,15 @@ def _prompt(item: Item, messages: list[Message], chat: ChatTokenizer) -> Prompt:
 
 
 def _messages(item: Item, system: str | None) -> list[Message]:
-    """The messages of a row, with the recipe's system message before those that have none."""
+    """The messages of a row, after its system message, from a field of its own too; the recipe's where it has none."""
     messages = _turns(item)
+    if own := item.extra.get("system"):
+        if not own.strip():
+            raise _bad(item, "`system` is empty")
+        if messages[0].role == "system":
+            raise _bad(item, "there is a system message in `prompt`, and another in `system`")
+        _check_characters(item, own)
+        return [Message("system", own), *messages]
     if system is None or messages[0].role == "system":
         return messages
     return [Message("system", system), *messages]

@@ -10,6 +10,7 @@ import pytest
 
 from configs.schema import DataConfig
 from rlhf.chat import ChatTokenizer
+from rlhf.conversations import Source, load_conversations
 from rlhf.data import Prompts, PromptStream, load_prompts
 from rlhf.errors import DataError, ModelError
 from rlhf.records import Message
@@ -182,6 +183,23 @@ def test_a_damaged_archive_is_refused(chat: ChatTokenizer, tmp_path: Path, name:
     (tmp_path / name).write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 50)[:30])
     with pytest.raises(DataError, match=name):
         load(chat, tmp_path / name)
+
+
+def test_a_system_message_in_a_field_of_its_own_gives_the_prompt_that_alignment_learns_from(
+    chat: ChatTokenizer, tmp_path: Path
+):
+    rows = [{"prompt": f"a {n}", "completion": "b", "system": "Be brief."} for n in range(8)]
+    path = write(tmp_path / "p.jsonl", *rows)
+    prompts = load(chat, path, system="Be long.", held_out=0.4)
+    assert prompts.train[0].messages[0] == Message("system", "Be brief.")
+    learned = load_conversations([Source(str(path))], 0.4)
+    assert {p.messages for p in prompts.held_out} == {c.prompt for c in learned.held_out}
+    for system, prompt, told in (
+        (" ", "a", "`system` is empty"),
+        ("Be brief.", [{"role": "system", "content": "b"}, {"role": "user", "content": "a"}], "another in `system`"),
+    ):
+        with pytest.raises(DataError, match=rf"q\.jsonl, line 1: .*{told}"):
+            load(chat, write(tmp_path / "q.jsonl", {"prompt": prompt, "system": system}))
 
 
 def test_prompts_that_are_too_long_are_refused_with_their_number(chat: ChatTokenizer, tmp_path: Path):
