@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     sizes: list[int] = sorted(options.megabytes)
     measured: dict[int, dict[str, Any]] = {}
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tenfold-corpus-", dir=options.folder) as made:
         for megabytes in sizes:
             folder = Path(made) / str(megabytes)

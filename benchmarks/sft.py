@@ -100,7 +100,7 @@ def run_side(options: argparse.Namespace, work: Work, side: str, folder: Path) -
         given, command = work.for_ours(), [sys.executable, "-m", "benchmarks.our_sft"]
     else:
         script = Path(__file__).with_name("trl_sft.py")
-        given, command = work.for_trl(options.trl_loss), [str(python_of(options.venv)), str(script)]
+        given, command = work.for_trl(), [str(python_of(options.venv)), str(script)]
     file.write_text(json.dumps(given | {"result": str(result)}))
     with started([*command, file], options.threads) as process:
         wait_for(process, side)
@@ -230,7 +230,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA; alpha is twice as much")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--trl-loss", choices=["nll", "chunked_nll"], help="SFTConfig.loss_type; as a rule TRL's own")
     parser.add_argument("--json", type=Path, help="a file for all numbers")
     options = parser.parse_args(argv)
     if not 0 <= options.warm_up < options.steps:

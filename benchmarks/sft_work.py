@@ -55,7 +55,7 @@ class Work:
             "num_steps": len(self.batches),
         }
 
-    def for_trl(self, loss_type: str | None) -> dict[str, Any]:
+    def for_trl(self) -> dict[str, Any]:
         """What `trl_sft.py` reads: the texts are those that ours trains on, in the same order of batches."""
         recipe, optimizer = self.recipe, self.recipe.sft.optimizer
         steps = [[text for m in batch.micro_batches for text in texts_of(m)] for batch in self.batches]
@@ -77,7 +77,6 @@ class Work:
             "num_steps": len(steps),
             "batch_texts": recipe.sft.batch_texts,
             "packed_tokens": recipe.learner.micro_batch_tokens if self.is_packed else None,
-            "loss_type": loss_type,
             "texts": [text for step in steps for text in step],
             "num_first": len(steps[0]),
         }

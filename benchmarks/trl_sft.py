@@ -102,7 +102,6 @@ def main(work: dict[str, Any]) -> None:
 def config(work: dict[str, Any], folder: str) -> SFTConfig:
     """The work as TRL's settings: one batch and one optimizer step per step, in the order of the texts."""
     packed_tokens = work["packed_tokens"]
-    chosen = {} if work["loss_type"] is None else {"loss_type": work["loss_type"]}
     return SFTConfig(
         output_dir=folder,
         max_steps=work["num_steps"],
@@ -121,7 +120,6 @@ def config(work: dict[str, Any], folder: str) -> SFTConfig:
         disable_tqdm=True,
         seed=work["seed"],
         **work["optimizer"],
-        **chosen,
     )
 
 

@@ -60,7 +60,8 @@ class Conversation:
 def read_row(where: str, row: object) -> tuple[str, Conversation]:
     """(name of the format, conversation) of one row.
 
-    Raises DataError: no format or several fit, wrong roles or order, no or an empty answer, content that is no text.
+    Raises DataError: no format or several fit, wrong roles or order, no or an empty answer, content that is no text,
+    tools.
     """
     name = _recognise(where, row)
     assert isinstance(row, dict)
@@ -76,6 +77,8 @@ def read_row(where: str, row: object) -> tuple[str, Conversation]:
         messages, given = [system, *messages], [system, *given] if given else given
     if row.get("history"):
         raise _bad(where, "`history` is a format that is not known", "Write the whole conversation as `messages`.")
+    if row.get("tools"):
+        raise _bad(where, "`tools` would not be shown to the model", "Write them into the system message.")
     if not any(message.role == "assistant" for message in messages[len(given) :]):
         raise _bad(where, "there is no assistant turn, so nothing can be learned")
     _check_order(where, messages)

@@ -46,7 +46,7 @@ def test_other_fields_are_kept_as_texts():
     [
         {"messages": TURNS},
         {"prompt": "Hi", "completion": "Hello"},
-        {"instruction": "Hi", "output": "Hello", "history": []},
+        {"instruction": "Hi", "output": "Hello", "history": [], "tools": []},
     ],
 )
 def test_a_system_message_may_stand_in_a_field_of_its_own(row: dict[str, object]):
@@ -106,6 +106,7 @@ def turns(*roles: str) -> dict[str, object]:
         ({"messages": [{"from": "human", "value": "Hi"}]}, r"`messages\[0\]` has no role"),
         ({"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "tool_calls"),
         ({"instruction": "Hi", "output": "a", "history": [["b", "c"]]}, "`history`"),
+        ({**ROW, "tools": [{"type": "function", "function": {"name": "add"}}]}, "`tools` would not be shown"),
         ({"prompt": "Hi", "completion": "a", "system": 3}, "content of `system` is no text: 3"),
         ({"system": "Be brief.", **turns("system", "user", "assistant")}, "message 2 is of the role system"),
         ({"messages": []}, r"`messages` is \[\]"),
