@@ -50,6 +50,12 @@ def _item(where: str, row: Any) -> Item:
             f"{where}: there is no `prompt` (found: {fields}).",
             remedy="Name the field `prompt`: a text, or a list of {role, content}.",
         )
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        raise DataError(
+            f"{where}: `system` is no text: {json.dumps(system, ensure_ascii=False, default=str)[:100]}.",
+            remedy="Give the system message as a text, or name the field otherwise.",
+        )
     extra = {
         str(key): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for key, value in row.items()

@@ -196,6 +196,7 @@ def test_a_system_message_in_a_field_of_its_own_gives_the_prompt_that_alignment_
     assert {p.messages for p in prompts.held_out} == {c.prompt for c in learned.held_out}
     for system, prompt, told in (
         (" ", "a", "`system` is empty"),
+        ([{"type": "text", "text": "Be brief."}], "a", "`system` is no text: .*Be brief"),
         ("Be brief.", [{"role": "system", "content": "b"}, {"role": "user", "content": "a"}], "another in `system`"),
     ):
         with pytest.raises(DataError, match=rf"q\.jsonl, line 1: .*{told}"):
